@@ -1,0 +1,44 @@
+# Everything is built into .venv; `make demo` and `make test` set up all they need.
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: install demo test test-sanitize lint bench-relay proto clean dev system
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard src/_native/*) scripts/prepare
+	./scripts/prepare build
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+dev: $(VENV)/.dev
+
+system:
+	./scripts/prepare run
+
+demo: install system
+	$(PY) -m shim.demo
+
+test: dev system lint
+	$(PY) -m pytest
+
+lint: dev
+	$(PY) -m ruff check src tests benchmarks setup.py
+	$(PY) -m mypy
+
+test-sanitize: dev system
+	./scripts/sanitize
+
+bench-relay: install
+	$(PY) benchmarks/bench_relay.py
+
+proto: dev
+	$(PY) scripts/make_proto.py
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info src/shim/*.so src/_native/*.c
