@@ -1,0 +1,1 @@
+"""The services as gRPC speaks them."""
