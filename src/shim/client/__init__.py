@@ -1,0 +1,8 @@
+"""A client of the Shim service, for the command line, benchmarks and other programs."""
+
+from shim.client.calls import EventStream, ShimClient
+from shim.client.exits import ExitWatch
+from shim.client.start import StartedShim, start_shim
+from shim.client.steady import steadily
+
+__all__ = ["EventStream", "ExitWatch", "ShimClient", "StartedShim", "start_shim", "steadily"]
