@@ -1,0 +1,555 @@
+# cython: language_level=3
+"""The keeper: holds what the kernel would take away when a process dies.
+
+One epoll loop, without the GIL, on the main thread of `python -I -S`. It collects exits, relays
+bytes, accepts connections, has programs started by the spawner, and keeps a front running. It
+knows nothing of containers; it parses fixed-size records and nothing else from outside. Memory
+is reserved at set-up, nothing is allocated for an event, nothing blocks, and no timer runs when
+nothing is pending.
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from channel cimport (Channel, channel_attach, channel_detach, channel_flush, channel_open,
+                      channel_send)
+from clock cimport FOREVER, MILLISECOND, SECOND, monotonic
+from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
+from linux cimport *
+from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_serve,
+                       listeners_close, listeners_pause)
+from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
+                     process_add, process_exited, process_free, process_started, reaper_open,
+                     release, signal_process, track)
+from relay cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
+                    relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish, relay_forget,
+                    relay_open, relay_resize, relay_run, relay_timers, relay_unhold)
+from spawner cimport spawner_start
+from table cimport NONE, map_find
+cimport wire
+from wire cimport Record
+
+RECORD_SIZE = sizeof(Record)
+
+cdef enum:
+    # epoll tags beside the relay's
+    SIGNAL_TAG = 10
+    CHANNEL_TAG = 11
+    SPAWNER_TAG = 12
+    LISTENER_TAG = 13
+    EVENTS = 256
+    FRONT_ID = 1                 # the front's own process; other ids are the front's to choose
+    FIRST_LISTENER_ID = 2
+    MOST_SLOTS = 1 << 20
+
+    # a silent front
+    PING_AFTER = 5               # seconds that something is unanswered before the keeper asks
+    KILL_AFTER = 10              # seconds without an answer before it is replaced
+    DELAY_FIRST = 100            # milliseconds before a front that never served is started again
+    DELAY_LAST = 5000
+    STOP_TIME = 2                # seconds for the last bytes of connections
+
+cdef struct Keeper:
+    int epoll
+    int signals
+    int spawner                  # the channel to it
+    int32_t spawner_pid
+    int32_t *errors              # shared with the spawner's children
+    rlimit files                 # what the launcher had
+    int command                  # the front's command, a sealed memfd
+    Relay relay
+    Reaper reaper
+    Channel channel
+    Listeners listeners
+    uint64_t now
+    uint64_t front_due           # when to start a front; FOREVER: one runs
+    uint64_t front_delay
+    bint front_served            # the present front has said READY
+    uint64_t asked_since         # since when the front owes a sign of life; 0: it does not
+    uint64_t pinged_at           # 0: not asked
+    uint64_t stop_due            # FOREVER: go on
+
+
+# ---- the spawner
+
+cdef int start_spawner(Keeper *k) noexcept nogil:
+    cdef epoll_event event
+    k.spawner_pid = spawner_start(k.errors, k.reaper.most, &k.files, &k.spawner)
+    if k.spawner_pid < 0:
+        return -1
+    event.events = EPOLLIN
+    event.data.u64 = <uint64_t>SPAWNER_TAG << 56
+    return epoll_ctl(k.epoll, EPOLL_CTL_ADD, k.spawner, &event)
+
+
+cdef void spawn_failed(Keeper *k, uint32_t slot, uint64_t serial, int error) noexcept nogil:
+    """Answer a spawn that started nothing."""
+    cdef Record reply
+    cdef uint64_t id = k.reaper.processes[slot].id
+    process_free(&k.reaper, slot)
+    if id == FRONT_ID:
+        front_gone(k)
+        return
+    memset(&reply, 0, sizeof(reply))
+    reply.kind = wire.SPAWN
+    reply.serial = serial
+    reply.id = id
+    reply.error = error
+    channel_send(&k.channel, &reply)
+
+
+cdef void spawn(Keeper *k, Parcel *parcel) noexcept nogil:
+    """Pass a request on to the spawner; the answer comes as its record. Borrows the parcel."""
+    cdef uint32_t slot = process_add(&k.reaper, parcel.record.id)
+    cdef int error
+    if slot == NONE:
+        parcel.record.error = EEXIST
+        channel_send(&k.channel, &parcel.record)
+        return
+    k.reaper.processes[slot].bits |= BITS_SPAWN
+    k.reaper.unfinished += 1
+    parcel.record.number = slot
+    error = send_parcel(k.spawner, parcel) if k.spawner >= 0 else EAGAIN
+    if error:
+        spawn_failed(k, slot, parcel.record.serial, error)
+
+
+cdef void spawner_answers(Keeper *k) noexcept nogil:
+    cdef Parcel parcel
+    cdef uint32_t slot
+    cdef int error = receive_parcel(k.spawner, &parcel)
+    while error == 0 or error == EMFILE:
+        slot = parcel.record.number
+        if error == EMFILE:
+            parcel.record.error = 0      # it runs; only the pidfd found no room
+        if slot < k.reaper.used and k.reaper.processes[slot].id == parcel.record.id:
+            if parcel.record.error:
+                spawn_failed(k, slot, parcel.record.serial, parcel.record.error)
+            else:
+                process_started(&k.reaper, slot, parcel.record.pid, take(&parcel, 0))
+                channel_send(&k.channel, &parcel.record)
+                report_exits(k)
+        discard(&parcel)
+        error = receive_parcel(k.spawner, &parcel)
+
+
+cdef void spawner_gone(Keeper *k) noexcept nogil:
+    """Start another; what the old one had not answered has failed."""
+    cdef uint32_t slot
+    cdef Process *process
+    spawner_answers(k)
+    drop(&k.spawner)
+    for slot in range(k.reaper.used):
+        process = &k.reaper.processes[slot]
+        if process.bits & BITS_SPAWN and process.pid == 0:
+            spawn_failed(k, slot, 0, EIO)
+    start_spawner(k)
+
+
+# ---- the front
+
+cdef void start_front(Keeper *k) noexcept nogil:
+    """A new front with a channel of its own, as descriptor 3."""
+    cdef Parcel parcel
+    cdef int pair[2]
+    k.front_due = FOREVER
+    k.front_served = False
+    if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0:
+        front_gone(k)
+        return
+    channel_attach(&k.channel, pair[0])
+    memset(&parcel.record, 0, sizeof(Record))
+    parcel.record.kind = wire.SPAWN
+    parcel.record.id = FRONT_ID
+    parcel.count = 2
+    parcel.descriptors[0] = k.command
+    parcel.descriptors[1] = pair[1]
+    spawn(k, &parcel)
+    close(pair[1])
+
+
+cdef void front_gone(Keeper *k) noexcept nogil:
+    """Hang up on its clients, and start the next: at once, unless it never served."""
+    k.asked_since = k.pinged_at = 0
+    channel_detach(&k.channel)
+    listeners_pause(&k.listeners)
+    relay_drop_front(&k.relay)
+    if k.front_served:
+        k.front_delay = 0
+    k.front_due = k.now + k.front_delay
+    k.front_delay = min(max(2 * k.front_delay, <uint64_t>DELAY_FIRST * MILLISECOND),
+                        <uint64_t>DELAY_LAST * MILLISECOND)
+
+
+cdef void kill_front(Keeper *k) noexcept nogil:
+    """Its exit does the rest."""
+    signal_process(&k.reaper, FRONT_ID, SIGKILL)
+
+
+cdef void expect_answer(Keeper *k) noexcept nogil:
+    if k.asked_since == 0 and k.channel.socket >= 0:
+        k.asked_since = k.now
+
+
+cdef void heard_of_front(Keeper *k) noexcept nogil:
+    k.asked_since = k.pinged_at = 0
+
+
+cdef uint64_t watch_front(Keeper *k) noexcept nogil:
+    """Start, ask or replace the front as is due; gives the time of the next look."""
+    cdef Record ping
+    if k.stop_due != FOREVER:
+        return FOREVER
+    if k.front_due <= k.now:
+        start_front(k)
+    if k.front_due != FOREVER:
+        return k.front_due
+    if k.channel.overrun:
+        kill_front(k)
+    if k.asked_since == 0:
+        return FOREVER
+    if k.pinged_at == 0:
+        if k.now < k.asked_since + <uint64_t>PING_AFTER * SECOND:
+            return k.asked_since + <uint64_t>PING_AFTER * SECOND
+        memset(&ping, 0, sizeof(ping))
+        ping.kind = wire.PING
+        k.pinged_at = k.now
+        channel_send(&k.channel, &ping)
+    if k.now >= k.pinged_at + <uint64_t>KILL_AFTER * SECOND:
+        heard_of_front(k)
+        kill_front(k)
+        return FOREVER
+    return k.pinged_at + <uint64_t>KILL_AFTER * SECOND
+
+
+# ---- reports
+
+cdef void report_exits(Keeper *k) noexcept nogil:
+    """Tell what has ended; the record stays until it is forgotten."""
+    cdef Record report
+    cdef Process *process
+    cdef uint32_t i
+    cdef bint lost_front = False
+    for i in range(k.reaper.news_count):
+        process = &k.reaper.processes[k.reaper.news[i]]
+        if process.id == FRONT_ID:
+            process_free(&k.reaper, k.reaper.news[i])
+            lost_front = True
+            continue
+        describe_process(process, &report)
+        report.kind = wire.EXITED
+        channel_send(&k.channel, &report)
+        expect_answer(k)
+    k.reaper.news_count = 0
+    if lost_front:
+        front_gone(k)
+
+
+cdef void report_ends(Keeper *k) noexcept nogil:
+    cdef Record report
+    cdef uint32_t slot = k.relay.first[ENDED_LIST]
+    while slot != NONE:
+        leave(&k.relay, slot)
+        describe_stream(&k.relay.streams[slot], &report)
+        report.kind = wire.ENDED
+        channel_send(&k.channel, &report)
+        expect_answer(k)
+        slot = k.relay.first[ENDED_LIST]
+
+
+cdef void describe_process(Process *process, Record *record) noexcept nogil:
+    memset(record, 0, sizeof(Record))
+    record.kind = wire.PROCESS
+    record.id = process.id
+    record.pid = process.pid
+    record.status = process.status
+    record.time = process.time
+    record.error = process.error
+    if process.bits & BITS_EXITED:
+        record.flags |= wire.GONE
+    if process.bits & BITS_SPAWN:
+        record.flags |= wire.SPAWNED
+
+
+cdef void describe_stream(Stream *stream, Record *record) noexcept nogil:
+    memset(record, 0, sizeof(Record))
+    record.kind = wire.STREAM
+    record.id = stream.id
+    record.bytes = stream.bytes
+    record.error = stream.error
+    record.flags = stream.flags
+
+
+cdef void snapshot(Keeper *k) noexcept nogil:
+    """All that is held, for a new front."""
+    cdef Record record
+    cdef uint32_t i
+    for i in range(k.reaper.used):
+        if k.reaper.processes[i].bits & BITS_LIVE and k.reaper.processes[i].id != FRONT_ID:
+            describe_process(&k.reaper.processes[i], &record)
+            channel_send(&k.channel, &record)
+    for i in range(k.relay.used):
+        if k.relay.streams[i].id:
+            describe_stream(&k.relay.streams[i], &record)
+            channel_send(&k.channel, &record)
+    for i in range(k.listeners.count):
+        memset(&record, 0, sizeof(record))
+        record.kind = wire.LISTENER
+        record.id = k.listeners.all[i].id
+        channel_send(&k.channel, &record)
+
+
+# ---- requests
+
+cdef int begin_relay(Keeper *k, Parcel *parcel) noexcept nogil:
+    cdef uint32_t slot
+    cdef int i
+    if parcel.record.id == 0:
+        return EINVAL
+    for i in range(parcel.count):
+        if parcel.descriptors[i] >= k.listeners.highest:
+            return EMFILE        # the reserve is for what ends things
+    return relay_add(&k.relay, parcel.record.id, take(parcel, 0), take(parcel, 1),
+                     take(parcel, 2), parcel.record.flags, NOBODY, &slot)
+
+
+cdef int forget(Keeper *k, uint64_t id) noexcept nogil:
+    cdef int error = forget_process(&k.reaper, id)
+    return relay_forget(&k.relay, id) if error == ESRCH else error
+
+
+cdef int front_ready(Keeper *k) noexcept nogil:
+    k.front_served = True
+    return 0
+
+
+cdef int stop(Keeper *k) noexcept nogil:
+    listeners_close(&k.listeners)
+    k.stop_due = k.now + <uint64_t>STOP_TIME * SECOND
+    return 0
+
+
+cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
+    """Do what one request asks; 0 or the errno of the answer."""
+    cdef Record *asked = &parcel.record
+    cdef uint32_t kind = asked.kind
+    if kind == wire.SNAPSHOT:
+        snapshot(k)
+        return 0
+    if kind == wire.SERVE:
+        return listener_serve(&k.listeners, asked.id, take(parcel, 0))
+    if kind == wire.RELEASE:
+        return release(&k.reaper, asked.id)
+    if kind == wire.TRACK:
+        return track(&k.reaper, asked.id, asked.pid, asked.owner)
+    if kind == wire.SIGNAL:
+        return signal_process(&k.reaper, asked.id, asked.number)
+    if kind == wire.RELAY:
+        return begin_relay(k, parcel)
+    if kind == wire.UNHOLD:
+        return relay_unhold(&k.relay, asked.id)
+    if kind == wire.FINISH:
+        return relay_finish(&k.relay, asked.id)
+    if kind == wire.CUT:
+        return relay_cut(&k.relay, asked.id)
+    if kind == wire.RESIZE:
+        return relay_resize(&k.relay, asked.id, asked.number)
+    if kind == wire.FORGET:
+        return forget(k, asked.id)
+    if kind == wire.STREAM:
+        return relay_delivered(&k.relay, asked.id, &asked.bytes)
+    if kind == wire.READY:
+        return front_ready(k)
+    if kind == wire.STOP:
+        return stop(k)
+    return 0 if kind == wire.PONG else EPROTO
+
+
+cdef void answer(Keeper *k, Parcel *parcel, int error) noexcept nogil:
+    """Reply, unless none is wanted, and report what the request has brought to light."""
+    parcel.record.error = error
+    if parcel.record.serial:
+        channel_send(&k.channel, &parcel.record)
+    discard(parcel)
+    report_exits(k)
+
+
+cdef void front_speaks(Keeper *k) noexcept nogil:
+    """Serve a bounded number of requests, so that a busy front starves no stream."""
+    cdef Parcel parcel
+    cdef int error
+    cdef int i
+    for i in range(EVENTS):
+        error = receive_parcel(k.channel.socket, &parcel)
+        if error == EAGAIN:
+            return
+        if error == EPIPE or error == ECONNRESET or error == EBADF:
+            drop(&k.channel.socket)    # it is dying, or has closed it: either way it must go
+            kill_front(k)
+            return
+        heard_of_front(k)
+        if error:
+            answer(k, &parcel, error)
+        elif parcel.record.kind == wire.SPAWN and parcel.record.id > FRONT_ID:
+            spawn(k, &parcel)
+            discard(&parcel)
+        else:
+            answer(k, &parcel, perform(k, &parcel))
+        if k.channel.socket < 0:
+            return
+
+
+# ---- the loop
+
+cdef void on_signal(Keeper *k) noexcept nogil:
+    cdef signalfd_siginfo info
+    cdef Record report
+    cdef siginfo_t state
+    while read(k.signals, &info, sizeof(info)) == sizeof(info):
+        if info.ssi_signo == <uint32_t>SIGTERM:
+            memset(&report, 0, sizeof(report))
+            report.kind = wire.TERMINATE
+            channel_send(&k.channel, &report)
+    collect(&k.reaper)
+    report_exits(k)
+
+
+cdef void on_event(Keeper *k, epoll_event *event) noexcept nogil:
+    cdef uint64_t tag = event.data.u64 >> 56
+    cdef uint32_t low = <uint32_t>event.data.u64
+    if tag == SOURCE_TAG or tag == SINK_TAG:
+        relay_event(&k.relay, tag, low, <uint32_t>(event.data.u64 >> 32 & 0xFFFFFF), event.events)
+    elif tag == SIGNAL_TAG:
+        on_signal(k)
+    elif tag == CHANNEL_TAG and k.channel.socket >= 0:
+        if event.events & EPOLLOUT:
+            channel_flush(&k.channel)
+        if event.events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+            front_speaks(k)
+    elif tag == SPAWNER_TAG:
+        spawner_answers(k)
+        if event.events & EPOLLHUP:
+            spawner_gone(k)
+    elif tag == LISTENER_TAG:
+        listener_accept(&k.listeners, &k.relay, low)
+
+
+cdef void note_traffic(Keeper *k) noexcept nogil:
+    """Bytes of connections are questions to the front, and its answers signs of life."""
+    if k.relay.answered:
+        heard_of_front(k)
+    elif k.relay.asked:
+        expect_answer(k)
+    k.relay.asked = k.relay.answered = False
+
+
+cdef bint has_ended(Keeper *k) noexcept nogil:
+    """After STOP: all connections are closed, or their time is over."""
+    cdef uint32_t slot
+    if k.stop_due == FOREVER:
+        return False
+    if k.now >= k.stop_due:
+        return True
+    for slot in range(k.relay.used):
+        if k.relay.streams[slot].party != NOBODY:
+            return False
+    return True
+
+
+cdef void loop(Keeper *k) noexcept nogil:
+    cdef epoll_event events[EVENTS]
+    cdef timespec limit
+    cdef uint64_t due
+    cdef int count, i
+    k.now = k.relay.now = monotonic()
+    while not has_ended(k):
+        due = min(min(relay_timers(&k.relay), watch_front(k)), k.stop_due)
+        report_ends(k)
+        due = due - k.now if due > k.now else 0
+        limit.tv_sec = <long>(due // SECOND)
+        limit.tv_nsec = <long>(due % SECOND)
+        count = ds_epoll_wait(k.epoll, events, EVENTS, NULL if due > FOREVER // 2 else &limit)
+        k.now = k.relay.now = monotonic()
+        for i in range(count):
+            on_event(k, &events[i])
+        relay_run(&k.relay)
+        note_traffic(k)
+        report_ends(k)
+
+
+# ---- set-up
+
+cdef int open_signals(Keeper *k) noexcept nogil:
+    """SIGCHLD and SIGTERM come through a descriptor; what a terminal sends is not for a shim."""
+    cdef sigset_t mask
+    cdef epoll_event event
+    sigemptyset(&mask)
+    sigaddset(&mask, SIGCHLD)
+    sigaddset(&mask, SIGTERM)
+    sigprocmask(SIG_SETMASK, &mask, NULL)
+    signal(SIGCHLD, SIG_DFL)
+    signal(SIGPIPE, SIG_IGN)
+    signal(SIGINT, SIG_IGN)
+    signal(SIGHUP, SIG_IGN)
+    signal(SIGQUIT, SIG_IGN)
+    k.signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK)
+    event.events = EPOLLIN
+    event.data.u64 = <uint64_t>SIGNAL_TAG << 56
+    return epoll_ctl(k.epoll, EPOLL_CTL_ADD, k.signals, &event)
+
+
+cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept nogil:
+    k.errors = <int32_t *>mmap(NULL, most * sizeof(int32_t), PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+    if k.errors == MAP_FAILED or not reaper_open(&k.reaper, most, k.errors):
+        return False
+    if not relay_open(&k.relay, k.epoll, most, pipe_budget):
+        return False
+    return channel_open(&k.channel, k.epoll, CHANNEL_TAG, 2 * most + 1024)
+
+
+cdef int set_up(Keeper *k, uint64_t pipe_budget) noexcept nogil:
+    """Everything but the sockets; 0, or -1 and errno."""
+    cdef rlimit files
+    cdef uint32_t most
+    memset(k, 0, sizeof(Keeper))
+    k.front_due = 0
+    k.stop_due = FOREVER
+    if getrlimit(RLIMIT_NOFILE, &k.files) < 0 or prctl(PR_SET_CHILD_SUBREAPER, 1) < 0:
+        return -1
+    prctl(PR_SET_NAME, <char *>b"dense-keeper")
+    files = k.files
+    files.rlim_cur = files.rlim_max
+    most = <uint32_t>min(files.rlim_max, <rlim_t>MOST_SLOTS)
+    k.listeners.highest = <int>most - RESERVED
+    k.listeners.tag = LISTENER_TAG
+    k.epoll = k.listeners.epoll = epoll_create1(EPOLL_CLOEXEC)
+    if k.epoll < 0 or not open_tables(k, most, pipe_budget):
+        return -1
+    if open_signals(k) < 0 or start_spawner(k) < 0:
+        return -1
+    return setrlimit(RLIMIT_NOFILE, &files)
+
+
+def run(list listeners, int command, unsigned long long pipe_budget):
+    """Be the keeper until the front says STOP. Never releases the GIL to anything else.
+
+    listeners: listening sockets (taken); the first gets id 2, and so on.
+    command: sealed memfd (taken) of the front's command, see `shim.keeper.command`; its
+    descriptor 0 becomes the channel.
+    pipe_budget: bytes by which all pipes together may grow.
+
+    Raises OSError when the kernel refuses what the set-up needs.
+    """
+    cdef Keeper keeper
+    cdef uint64_t id = FIRST_LISTENER_ID
+    cdef int error
+    if set_up(&keeper, pipe_budget) < 0:
+        raise OSError(errno, "setting up the keeper")
+    keeper.command = command
+    for socket in listeners:
+        error = listener_add(&keeper.listeners, id, socket)
+        if error:
+            raise OSError(error, f"watching listening socket {socket}")
+        id += 1
+    with nogil:
+        loop(&keeper)

@@ -1,0 +1,3 @@
+RECORD_SIZE: int
+
+def run(listeners: list[int], command: int, pipe_budget: int) -> None: ...

@@ -1,0 +1,294 @@
+"""What the front knows of the keeper: processes and streams as objects."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shim.errors import FailedPrecondition, NotFound, ResourceExhausted, ShimError, Unavailable
+from shim.keeper.channel import Channel
+from shim.keeper.command import Command, pack
+from shim.keeper.records import Flag, Kind, Record
+from shim.model import Exit
+
+# Requests to the spawner that may be under way at once: less than its socket holds.
+MOST_SPAWNS = 64
+
+
+def explain(error: OSError, what: str) -> ShimError:
+    """The answer to a caller for what the keeper's kernel refused."""
+    text = f"{what}: {os.strerror(error.errno or 0)}"
+    if isinstance(error, ConnectionError):
+        return Unavailable(f"{what}: {error}")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return ResourceExhausted(f"{text}; raise the shim's limits or end other containers")
+    if error.errno in (errno.ESRCH, errno.ECHILD):
+        return NotFound(text)
+    return FailedPrecondition(text)
+
+
+class Child:
+    """A process that the keeper follows. `id` is the front's, unique for the keeper's life."""
+
+    def __init__(self, client: KeeperClient, id: int, pid: int) -> None:
+        self._client = client
+        self.id = id
+        self.pid = pid
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._failure: OSError | None = None
+
+    async def wait(self) -> Exit:
+        """How it ended, once it has. Raises OSError when it could not even be executed."""
+        ended = await asyncio.shield(self.exited)
+        if self._failure is not None:
+            raise self._failure
+        return ended
+
+    async def signal(self, number: int) -> None:
+        """Send a signal through the pidfd. Raises NotFound when the process has ended."""
+        await self._client.ask(
+            Record(Kind.SIGNAL, id=self.id, number=number), f"signal {number} to pid {self.pid}"
+        )
+
+    def forget(self) -> None:
+        """The exit has been taken note of; the keeper need not keep it any longer."""
+        self._client.drop_child(self.id)
+
+    def settle(self, record: Record) -> None:
+        """The keeper has reported the end of this process."""
+        if record.error:
+            self._failure = OSError(record.error, os.strerror(record.error))
+        if not self.exited.done():
+            self.exited.set_result(Exit(record.status, record.time))
+
+
+class Spawn(Child):
+    """A program that the front has started."""
+
+    def release(self) -> None:
+        """End the time in which exits of its unknown children are kept; at most once counts."""
+        self._client.tell(Record(Kind.RELEASE, id=self.id))
+
+
+class Stream:
+    """Bytes on their way from one descriptor to another."""
+
+    def __init__(self, client: KeeperClient, id: int) -> None:
+        self._client = client
+        self.id = id
+        self.bytes = 0
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Return when the last byte has been delivered, or the stream was cut."""
+        await asyncio.shield(self.ended)
+
+    def unhold(self) -> None:
+        """Close the hold, so that the stream ends when its last writer has gone."""
+        self._client.tell(Record(Kind.UNHOLD, id=self.id))
+
+    def finish(self) -> None:
+        """End the stream when nothing more can be read at the moment."""
+        self._client.tell(Record(Kind.FINISH, id=self.id))
+
+    def cut(self) -> None:
+        """End the stream at once; what has not been delivered is lost."""
+        self._client.tell(Record(Kind.CUT, id=self.id))
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size in columns and rows. Nothing happens once it has ended."""
+        record = Record(Kind.RESIZE, id=self.id, number=height << 16 | width)
+        try:
+            await self._client.ask(record, "resizing the terminal")
+        except NotFound:
+            return
+
+    async def delivered(self) -> int:
+        """The bytes that the client has read so far."""
+        return (await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")).bytes
+
+    def forget(self) -> None:
+        """The end has been taken note of."""
+        self._client.drop_stream(self.id)
+
+    def settle(self, record: Record) -> None:
+        """The keeper has reported the end of this stream."""
+        self.bytes = record.bytes
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+@dataclass
+class Held:
+    """What the keeper holds when a front begins: what earlier fronts have left to it."""
+
+    children: dict[int, Spawn] = field(default_factory=dict)
+    streams: dict[int, Stream] = field(default_factory=dict)
+    listeners: list[int] = field(default_factory=list)
+
+
+class KeeperClient:
+    """The keeper, as the front uses it. Takes the channel's socket."""
+
+    def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
+        self._channel = Channel(sock, self._report, lost)
+        self._children: dict[int, Spawn] = {}
+        self._streams: dict[int, Stream] = {}
+        self._held = Held()
+        self._ids = itertools.count(time.time_ns())
+        self._spawns = asyncio.Semaphore(MOST_SPAWNS)
+        self.asked_to_end = asyncio.Event()
+
+    def close(self) -> None:
+        """Hang up. The keeper replaces a front that does."""
+        self._channel.close()
+
+    def new_id(self) -> int:
+        """An id that no process or stream of this keeper has had."""
+        return next(self._ids)
+
+    async def begin(self) -> Held:
+        """Learn what the keeper holds. Raises ConnectionError."""
+        await self._channel.ask(Record(Kind.SNAPSHOT))
+        known = [*self._held.children, *self._held.streams]
+        self._ids = itertools.count(max([time.time_ns(), *(id + 1 for id in known)]))
+        return self._held
+
+    async def serve(self, listener: int, front: int) -> None:
+        """Have the callers of a listener relayed to the socket behind `front` (O_PATH, borrowed)."""
+        await self._channel.ask(Record(Kind.SERVE, id=listener), [front])
+
+    def ready(self) -> None:
+        """This front serves."""
+        self.tell(Record(Kind.READY))
+
+    def stop(self) -> None:
+        """All is done: the keeper delivers what is under way and ends."""
+        self.tell(Record(Kind.STOP))
+
+    def tell(self, record: Record) -> None:
+        """Send what needs no reply."""
+        self._channel.tell(record)
+
+    async def ask(self, record: Record, what: str) -> Record:
+        """A request for a caller, named `what`. Raises the ShimError that the errno stands for."""
+        try:
+            return await self._channel.ask(record)
+        except OSError as error:
+            raise explain(error, what) from error
+
+    async def spawn(self, command: Command, id: int | None = None) -> Spawn:
+        """Start a program as the keeper's child.
+
+        `command.descriptors` are borrowed. Raises ResourceExhausted, FailedPrecondition,
+        ValueError for a command that cannot be expressed.
+        """
+        child = Spawn(self, self.new_id() if id is None else id, 0)
+        memory = pack(command)
+        self._children[child.id] = child
+        try:
+            async with self._spawns:
+                record = Record(Kind.SPAWN, id=child.id)
+                reply = await self._channel.ask(record, [memory, *command.descriptors.values()])
+        except OSError as error:
+            self._children.pop(child.id, None)
+            raise explain(error, f"starting {command.argv[0]}") from error
+        finally:
+            os.close(memory)
+        child.pid = reply.pid
+        return child
+
+    async def track(self, pid: int, spawn: Spawn, id: int) -> Child:
+        """Follow the process `pid`, which came to life while `spawn` ran.
+
+        Raises NotFound when it is not a child of the keeper and has not been one since.
+        """
+        child = Spawn(self, id, pid)
+        self._children[id] = child
+        record = Record(Kind.TRACK, id=id, pid=pid, owner=spawn.id)
+        try:
+            await self.ask(record, f"following pid {pid}")
+        except ShimError:
+            self._children.pop(id, None)
+            raise
+        return child
+
+    async def relay(
+        self, id: int, source: int, sink: int, hold: int | None = None, flag: Flag | None = None
+    ) -> Stream:
+        """Copy from `source` to `sink`, both non-blocking. All descriptors are borrowed.
+
+        `hold` is the other end that stays open: of the sink with Flag.OUTPUT, until the
+        stream's end; of the source with Flag.INPUT, until `Stream.unhold`.
+        """
+        stream = Stream(self, id)
+        self._streams[id] = stream
+        descriptors = [source, sink] if hold is None else [source, sink, hold]
+        try:
+            await self._channel.ask(Record(Kind.RELAY, id=id, flags=flag or 0), descriptors)
+        except OSError as error:
+            self._streams.pop(id, None)
+            raise explain(error, "relaying a stream") from error
+        return stream
+
+    def drop_child(self, id: int) -> None:
+        """See Child.forget."""
+        if self._children.pop(id, None) is not None:
+            self.tell(Record(Kind.FORGET, id=id))
+
+    def drop_stream(self, id: int) -> None:
+        """See Stream.forget."""
+        if self._streams.pop(id, None) is not None:
+            self.tell(Record(Kind.FORGET, id=id))
+
+    def _report(self, record: Record) -> None:
+        handler = self._HANDLERS.get(record.kind)
+        if handler is not None:
+            handler(self, record)
+
+    def _exited(self, record: Record) -> None:
+        child = self._children.get(record.id)
+        if child is not None:
+            child.settle(record)
+
+    def _ended(self, record: Record) -> None:
+        stream = self._streams.get(record.id)
+        if stream is not None:
+            stream.settle(record)
+
+    def _process_held(self, record: Record) -> None:
+        child = self._children[record.id] = Spawn(self, record.id, record.pid)
+        self._held.children[record.id] = child
+        if record.flags & Flag.GONE:
+            child.settle(record)
+
+    def _stream_held(self, record: Record) -> None:
+        stream = self._streams[record.id] = Stream(self, record.id)
+        self._held.streams[record.id] = stream
+        if record.flags & Flag.GONE:
+            stream.settle(record)
+
+    def _listener_held(self, record: Record) -> None:
+        self._held.listeners.append(record.id)
+
+    def _ping(self, record: Record) -> None:
+        self.tell(Record(Kind.PONG))
+
+    def _terminate(self, record: Record) -> None:
+        self.asked_to_end.set()
+
+    _HANDLERS: dict[int, Callable[[KeeperClient, Record], None]] = {
+        Kind.EXITED: _exited,
+        Kind.ENDED: _ended,
+        Kind.PROCESS: _process_held,
+        Kind.STREAM: _stream_held,
+        Kind.LISTENER: _listener_held,
+        Kind.PING: _ping,
+        Kind.TERMINATE: _terminate,
+    }

@@ -1,0 +1,40 @@
+"""Become a keeper."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import shim
+from shim.keeper.command import Command, pack
+
+PACKAGE = Path(shim.__file__).resolve().parent
+PIPE_LIMIT = Path("/proc/sys/fs/pipe-user-pages-soft")
+
+# The front finds its channel here.
+CHANNEL = 3
+
+
+def pipe_budget() -> int:
+    """Bytes by which the keeper's pipes may grow: a quarter of what the user may have in all.
+
+    pipe(7), pipe-user-pages-soft: beyond it every new pipe of the user's gets two pages.
+    """
+    pages = int(PIPE_LIMIT.read_text())
+    return pages * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def become_keeper(front: Sequence[str], listeners: Sequence[int]) -> NoReturn:
+    """Replace this process by a keeper that runs `front` and holds the listening sockets.
+
+    front: argv of the front, absolute; it finds its channel on descriptor 3.
+    """
+    command = pack(Command(tuple(front), os.environ, descriptors={CHANNEL: -1}))
+    for descriptor in (command, *listeners):
+        os.set_inheritable(descriptor, True)
+    numbers = [str(number) for number in (pipe_budget(), command, *listeners)]
+    boot = [sys.executable, "-I", "-S", str(PACKAGE / "boot.py"), str(PACKAGE.parent), *numbers]
+    os.execv(sys.executable, boot)
