@@ -1,0 +1,49 @@
+"""The command line: `denseshim`."""
+
+from __future__ import annotations
+
+import click
+
+from shim import __version__
+from shim.cli.create import create, restore
+from shim.cli.exec import exec_
+from shim.cli.inspect import events, ps, state
+from shim.cli.run import run
+from shim.cli.tasks import (
+    checkpoint,
+    close_stdin,
+    delete,
+    exit_,
+    kill,
+    pause,
+    pty,
+    resume,
+    start,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="denseshim")
+def main() -> None:
+    """Run containers through a shim, and speak with the shim of a container."""
+
+
+for command in (
+    run,
+    create,
+    start,
+    exec_,
+    kill,
+    pause,
+    resume,
+    state,
+    ps,
+    events,
+    delete,
+    checkpoint,
+    restore,
+    pty,
+    close_stdin,
+    exit_,
+):
+    main.add_command(command)

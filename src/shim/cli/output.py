@@ -1,0 +1,77 @@
+"""Domain values as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+import click
+
+from shim.model import ContainerState, Event, EventType, Exit, ProcessInfo
+
+
+def show_json(value: Any) -> None:
+    """Print `value` on one line."""
+    click.echo(json.dumps(value, default=_plain))
+
+
+def show_pid(pid: int, as_json: bool) -> None:
+    """Print the pid of a new process."""
+    show_json({"pid": pid}) if as_json else click.echo(pid)
+
+
+def show_exit(ended: Exit, as_json: bool) -> None:
+    """Print how a process ended."""
+    if as_json:
+        show_json({"exit_status": ended.status, "exited_at": ended.time})
+    else:
+        click.echo(f"exit status {ended.status} at {_clock(ended.time)}")
+
+
+def show_state(state: ContainerState, as_json: bool) -> None:
+    """Print a container and its processes."""
+    if as_json:
+        show_json(asdict(state))
+        return
+    click.echo(f"id:      {state.id}\nbundle:  {state.bundle}")
+    click.echo(f"pid:     {state.pid}\nstatus:  {state.status.value}")
+    _show_table(state.processes)
+
+
+def show_processes(processes: Iterable[ProcessInfo], as_json: bool) -> None:
+    """Print a table of processes."""
+    if as_json:
+        show_json([asdict(row) for row in processes])
+    else:
+        _show_table(processes)
+
+
+def show_event(event: Event, as_json: bool) -> None:
+    """Print one event on a line."""
+    if as_json:
+        show_json(asdict(event))
+        return
+    line = f"{event.id} {event.type.value} pid {event.pid}"
+    if event.type is EventType.EXIT:
+        line += f" exit status {event.exit_status} at {_clock(event.exited_at)}"
+    click.echo(line)
+
+
+def _show_table(processes: Iterable[ProcessInfo]) -> None:
+    click.echo(f"{'PID':>9}  {'STATUS':8}  COMMAND")
+    for row in processes:
+        click.echo(f"{row.pid:>9}  {row.status.value:8}  {' '.join(row.args)}".rstrip())
+
+
+def _clock(time: int) -> str:
+    return datetime.fromtimestamp(time // 10**9, UTC).isoformat()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

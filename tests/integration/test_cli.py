@@ -1,0 +1,394 @@
+"""The command line on a real shim, runtime and kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DENSESHIM = Path(sys.executable).with_name("denseshim")
+SHIM = Path(sys.executable).with_name("containerd-shim-dense")
+LIMIT_S = 60
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="running containers needs root"),
+    pytest.mark.skipif(not SHIM.exists(), reason="the shim is not installed in this environment"),
+    pytest.mark.skipif(shutil.which("runc") is None, reason="runc is not installed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for temporary files that must be empty again afterwards."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    yield place
+    assert os.listdir(place) == []
+
+
+def denseshim(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [DENSESHIM, *args], capture_output=True, timeout=LIMIT_S, check=False, **options
+    )
+
+
+def run(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return denseshim("run", "--rm", *args, **options)
+
+
+def sh(script: str) -> tuple[str, ...]:
+    return ("--", "sh", "-c", script)
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """The first true value of `condition`."""
+    end = time.monotonic() + LIMIT_S
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+    return value
+
+
+def test_output_and_success() -> None:
+    done = run("--", "echo", "hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+
+
+def test_streams_are_apart() -> None:
+    done = run(*sh("echo out; echo err >&2"))
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+
+
+@pytest.mark.parametrize("status", [1, 19, 125, 255])
+def test_exit_status(status: int) -> None:
+    assert run(*sh(f"exit {status}")).returncode == status
+
+
+def test_exit_status_of_a_signal() -> None:
+    # Not init itself: it has no default reactions to signals from inside its own namespace.
+    assert run(*sh("sh -c 'kill -9 $$'; exit $?")).returncode == 137
+
+
+def test_stdin_is_empty_unless_asked_for() -> None:
+    assert run("--", "cat", input=b"not for you").stdout == b""
+
+
+def test_stdin_byte_for_byte() -> None:
+    data = os.urandom(3_000_000)
+    done = run("-i", "--", "cat", input=data)
+    assert (done.returncode, done.stdout == data) == (0, True)
+
+
+def test_large_output_byte_for_byte() -> None:
+    expected = b"".join(b"%d\n" % number for number in range(1, 200_001))
+    assert run("--", "seq", "200000").stdout == expected
+
+
+def test_a_process_that_reads_no_stdin() -> None:
+    assert run("-i", "--", "true", input=bytes(1_000_000)).returncode == 0
+
+
+def test_the_reader_of_the_output_goes_away() -> None:
+    with subprocess.Popen(
+        [DENSESHIM, "run", "--rm", "--", "yes"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"y\n"
+        process.stdout.close()
+        assert process.wait(LIMIT_S) == 128 + signal.SIGPIPE
+
+
+@contextlib.contextmanager
+def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`denseshim ARGS`, after it has written a first line, which is `ready`."""
+    with subprocess.Popen([DENSESHIM, *args], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
+def test_signals_are_sent_on(name: str) -> None:
+    script = f"trap 'echo {name}; exit 7' {name}; echo ready; while :; do sleep 0.1; done"
+    with running("run", "--rm", *sh(script)) as process:
+        process.send_signal(signal.Signals[f"SIG{name}"])
+        output, _ = process.communicate(timeout=LIMIT_S)
+        assert (output, process.returncode) == (f"{name}\n".encode(), 7)
+
+
+def test_the_runtime_s_refusal_is_one_line() -> None:
+    done = run("--", "/no/such/program")
+    assert done.returncode == 125
+    assert done.stdout == b""
+    assert done.stderr.startswith(b"denseshim: ")
+    assert b"/no/such/program" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_without_rm_the_bundle_is_kept_and_named(folder: Path) -> None:
+    done = denseshim("run", *sh("echo kept > /root/file"))
+    assert done.returncode == 0
+    bundle = Path(done.stderr.decode().removeprefix("denseshim: the bundle is kept: ").strip())
+    assert bundle.parent == folder
+    assert (bundle / "rootfs/root/file").read_text() == "kept\n"
+    shutil.rmtree(bundle)
+
+
+def test_nothing_is_left(folder: Path) -> None:
+    assert run("--id", "clitest-gone", "--", "true").returncode == 0
+    listed = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True)
+    assert "clitest-gone" not in listed.stdout.split()
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    assert not any(str(folder) in line for line in _command_lines())
+
+
+def _command_lines() -> list[str]:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return lines
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle that says which of it runs."""
+    from shim.oci.busybox import make_rootfs
+    from shim.oci.spec import spec
+
+    made = tmp_path / "bundle"
+    make_rootfs(made / "rootfs")
+    config = spec(f"clitest-{os.getpid()}", ["echo", "configured"])
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def test_a_bundle_as_it_is(bundle: Path) -> None:
+    assert run("--bundle", str(bundle)).stdout == b"configured\n"
+    assert (bundle / "config.json").exists()
+
+
+def test_a_bundle_with_another_command(bundle: Path) -> None:
+    before = (bundle / "config.json").read_bytes()
+    assert run("--bundle", str(bundle), "--", "echo", "other").stdout == b"other\n"
+    assert (bundle / "config.json").read_bytes() == before
+
+
+def test_a_rootfs_of_ones_own(bundle: Path) -> None:
+    (bundle / "rootfs/mark").write_text("mine\n")
+    assert run("--rootfs", str(bundle / "rootfs"), "--", "cat", "/mark").stdout == b"mine\n"
+
+
+class Terminal:
+    """A terminal of which `denseshim ARGS` has the one side and the test the other."""
+
+    def __init__(self, *args: str, width: int = 91, height: int = 33) -> None:
+        self.master, slave = pty.openpty()
+        self.resize(width, height)
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.process = subprocess.Popen(
+            [DENSESHIM, *args], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        self.text = b""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+    def resize(self, width: int, height: int) -> None:
+        size = struct.pack("4H", height, width, 0, 0)
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+    def expect(self, text: bytes) -> None:
+        """Read until `text` has come."""
+        end = time.monotonic() + LIMIT_S
+        while text not in self.text:
+            ready, _, _ = select.select([self.master], [], [], end - time.monotonic())
+            assert ready, f"{text!r} did not come, but {self.text!r}"
+            self.text += os.read(self.master, 65536)
+        self.text = self.text.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def wait(self) -> int:
+        return self.process.wait(LIMIT_S)
+
+
+def test_a_terminal_of_our_size() -> None:
+    script = "tty; stty size; exit 4"
+    with Terminal("run", "--rm", "-t", "-i", *sh(script)) as terminal:
+        terminal.expect(b"/dev/pts/0\r\n33 91\r\n")
+        assert terminal.wait() == 4
+
+
+def test_the_terminal_s_size_is_followed() -> None:
+    script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.1; done"
+    with Terminal("run", "--rm", "-t", "-i", *sh(script)) as terminal:
+        terminal.expect(b"ready")
+        terminal.resize(120, 50)
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.expect(b"50 120")
+        assert terminal.wait() == 0
+
+
+def test_keys_go_to_the_container() -> None:
+    script = "trap 'echo caught; exit 6' INT; echo ready; while :; do sleep 0.1; done"
+    with Terminal("run", "--rm", "-t", "-i", *sh(script)) as terminal:
+        terminal.expect(b"ready")
+        terminal.type(b"\x03")
+        terminal.expect(b"caught")
+        assert terminal.wait() == 6
+
+
+@pytest.mark.parametrize("script", ["exit 3", "kill -9 $$; exit 3"])
+def test_the_terminal_is_restored(script: str) -> None:
+    with Terminal("run", "--rm", "-t", "-i", *sh(script)) as terminal:
+        terminal.wait()
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+def test_the_terminal_is_restored_after_a_failure() -> None:
+    with Terminal("run", "--rm", "-t", "-i", "--", "/no/such/program") as terminal:
+        assert terminal.wait() == 125
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+class Shim:
+    """A shim by itself, to which commands are sent."""
+
+    def __init__(self, folder: Path, bundle: Path) -> None:
+        self.bundle = bundle
+        self.socket = folder / "shim.sock"
+        self.process = subprocess.Popen([SHIM, "--socket", self.socket], cwd=bundle)
+        until(self.socket.exists)
+
+    def call(self, *args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        command, *rest = args
+        return denseshim(command, "--socket", str(self.socket), *rest, **options)
+
+    def json(self, *args: str) -> Any:
+        command, *rest = args
+        done = self.call(command, "--json", *rest)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def status(self) -> str:
+        status: str = self.json("state")["status"]
+        return status
+
+    def end(self) -> None:
+        self.call("kill", "--all", "KILL")
+        until(lambda: self.call("delete").returncode == 0 or self.call("state").returncode)
+        assert self.call("exit").returncode == 0
+        assert self.process.wait(LIMIT_S) == 0
+
+
+@pytest.fixture
+def shim(tmp_path: Path, bundle: Path) -> Iterator[Shim]:
+    """A shim whose container sleeps."""
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["args"] = ["sleep", "1000"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    shim = Shim(tmp_path, bundle)
+    try:
+        name = f"clitest-{os.getpid()}"
+        shim.json("create", "--id", name, "--bundle", str(bundle))
+        assert shim.call("start").returncode == 0
+        yield shim
+        shim.end()
+    finally:
+        shim.process.kill()
+        shim.process.wait()
+    assert not shim.socket.exists()
+
+
+def test_the_life_of_a_container_by_commands(shim: Shim) -> None:
+    assert shim.status() == "running"
+    assert shim.call("pause").returncode == 0
+    assert shim.status() == "paused"
+    assert shim.call("resume").returncode == 0
+    pid = shim.json("state")["pid"]
+    assert pid in [row["pid"] for row in shim.json("ps")]
+    assert shim.call("kill", "SIGKILL").returncode == 0
+    until(lambda: shim.status() == "stopped")
+    assert shim.json("delete")["exit_status"] == 137
+    assert shim.call("state").returncode == 1
+
+
+def test_exec_attached(shim: Shim) -> None:
+    done = shim.call("exec", *sh("echo out; echo err >&2; exit 9"))
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"out\n", b"err\n")
+    assert len(shim.json("state")["processes"]) == 1
+
+
+def test_exec_with_stdin(shim: Shim) -> None:
+    data = os.urandom(300_000)
+    assert shim.call("exec", "-i", "--", "cat", input=data).stdout == data
+
+
+def test_exec_with_a_terminal(shim: Shim) -> None:
+    args = ("exec", "--socket", str(shim.socket), "-t", "-i", *sh("stty size; read x; exit 5"))
+    with Terminal(*args) as terminal:
+        terminal.expect(b"33 91")
+        terminal.type(b"go\r")
+        assert terminal.wait() == 5
+
+
+def test_a_grandchild_that_keeps_the_output_is_not_waited_for(shim: Shim) -> None:
+    done = shim.call("exec", *sh("sleep 900 & echo ok"))
+    assert (done.returncode, done.stdout) == (0, b"ok\n")
+
+
+def test_exec_signals(shim: Shim) -> None:
+    script = "trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done"
+    with running("exec", "--socket", str(shim.socket), *sh(script)) as process:
+        process.terminate()
+        assert process.wait(LIMIT_S) == 8
+    assert shim.status() == "running"
+
+
+def test_exec_detached_is_killed_by_pid(shim: Shim) -> None:
+    pid = shim.json("exec", "--detach", "--", "sleep", "1000")["pid"]
+    assert shim.call("kill", "--pid", str(pid), "9").returncode == 0
+    ended = until(lambda: [row for row in shim.json("state")["processes"]
+                           if row["pid"] == pid and row["status"] == "stopped"])  # fmt: skip
+    assert ended[0]["exit_status"] == 137
+    assert shim.json("delete", str(pid))["exit_status"] == 137
+    assert shim.status() == "running"
+
+
+def test_events_are_seen(shim: Shim) -> None:
+    args = [DENSESHIM, "events", "--json", "--socket", shim.socket]
+    with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            kinds = [json.loads(process.stdout.readline())["type"] for _ in range(2)]
+        finally:
+            process.terminate()
+    assert kinds == ["create", "start"]
