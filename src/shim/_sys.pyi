@@ -1,0 +1,34 @@
+"""What src/_native/sys_build.py builds."""
+
+from cffi import FFI
+
+class _Lib:
+    MS_RDONLY: int
+    MS_NOSUID: int
+    MS_NODEV: int
+    MS_NOEXEC: int
+    MS_SYNCHRONOUS: int
+    MS_REMOUNT: int
+    MS_MANDLOCK: int
+    MS_DIRSYNC: int
+    MS_NOATIME: int
+    MS_NODIRATIME: int
+    MS_BIND: int
+    MS_REC: int
+    MS_UNBINDABLE: int
+    MS_PRIVATE: int
+    MS_SLAVE: int
+    MS_SHARED: int
+    MS_RELATIME: int
+    MS_STRICTATIME: int
+    MNT_DETACH: int
+    UMOUNT_NOFOLLOW: int
+    CLONE_NEWNS: int
+    TIOCGPTN: int
+
+    def mount(self, source: bytes, target: bytes, type: bytes, flags: int, data: bytes) -> int: ...
+    def umount2(self, target: bytes, flags: int) -> int: ...
+    def unshare(self, flags: int) -> int: ...
+
+ffi: FFI
+lib: _Lib

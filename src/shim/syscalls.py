@@ -1,0 +1,82 @@
+"""System calls that the standard library lacks, with errno turned into OSError.
+
+Each may block for as long as the kernel likes, with the interpreter's lock released:
+call them in a `shim.blocking.BlockingPool`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from shim._sys import ffi, lib
+
+MS_RDONLY = lib.MS_RDONLY
+MS_NOSUID = lib.MS_NOSUID
+MS_NODEV = lib.MS_NODEV
+MS_NOEXEC = lib.MS_NOEXEC
+MS_SYNCHRONOUS = lib.MS_SYNCHRONOUS
+MS_REMOUNT = lib.MS_REMOUNT
+MS_MANDLOCK = lib.MS_MANDLOCK
+MS_DIRSYNC = lib.MS_DIRSYNC
+MS_NOATIME = lib.MS_NOATIME
+MS_NODIRATIME = lib.MS_NODIRATIME
+MS_BIND = lib.MS_BIND
+MS_REC = lib.MS_REC
+MS_UNBINDABLE = lib.MS_UNBINDABLE
+MS_PRIVATE = lib.MS_PRIVATE
+MS_SLAVE = lib.MS_SLAVE
+MS_SHARED = lib.MS_SHARED
+MS_RELATIME = lib.MS_RELATIME
+MS_STRICTATIME = lib.MS_STRICTATIME
+MNT_DETACH = lib.MNT_DETACH
+UMOUNT_NOFOLLOW = lib.UMOUNT_NOFOLLOW
+
+
+def mount(source: str, target: str, type: str, flags: int, data: str = "") -> None:
+    """Attach a file system or change a mount, as mount(2) does; `flags` are MS_* values.
+
+    Raises OSError naming the call and the target; ValueError for a string with NUL.
+    """
+    strings = (_text(source), _text(target), _text(type))
+    _check(lib.mount(*strings, flags, _text(data)), "mount", target)
+
+
+def umount(target: str, flags: int) -> None:
+    """Detach the topmost mount at `target`, as umount2(2) does.
+
+    Raises OSError naming the call and the target; ValueError for a string with NUL.
+    """
+    _check(lib.umount2(_text(target), flags), "umount2", target)
+
+
+def unshare_mounts() -> None:
+    """Give the calling thread a mount namespace of its own (unshare(2), CLONE_NEWNS).
+
+    Raises OSError naming the call.
+    """
+    _check(lib.unshare(lib.CLONE_NEWNS), "unshare", "the mount namespace")
+
+
+def pty_number(descriptor: int) -> int:
+    """Return N of the /dev/pts/N that belongs to a pty master (ioctl_tty(2), TIOCGPTN).
+
+    Borrows `descriptor`. Raises OSError, ENOTTY, for what is not a pty master.
+    """
+    answer = fcntl.ioctl(descriptor, lib.TIOCGPTN, bytes(4))
+    return int(struct.unpack("=I", answer)[0])
+
+
+def _text(text: str) -> bytes:
+    data = os.fsencode(text)
+    if b"\0" in data:
+        # C would silently take what stands before it.
+        raise ValueError(f"{text!r} holds NUL")
+    return data
+
+
+def _check(result: int, call: str, subject: str) -> None:
+    if result < 0:
+        number = ffi.errno
+        raise OSError(number, f"{call}: {os.strerror(number)}", subject)
