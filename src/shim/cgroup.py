@@ -1,0 +1,127 @@
+"""Which processes are in a container: its control group, as the kernel sees it.
+
+Works with cgroup v1, v2 and both at once ("hybrid"); see cgroups(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNIFIED = frozenset({""})  # /proc/PID/cgroup has the v2 hierarchy as an empty controller list
+# A threaded cgroup has no list of processes: its domain, further up, has them.
+_NO_PROCESSES = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP})
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """One cgroup, by the absolute path of its directory; the path is all there is to keep."""
+
+    path: str
+
+    def pids(self) -> list[int]:
+        """The processes in this cgroup and all below it, sorted; [] when it is gone.
+
+        Reads the cgroup file system, which may block. Raises OSError for what is neither a
+        cgroup nor gone.
+        """
+        return sorted({pid for directory in _tree(self.path) for pid in _members(directory)})
+
+
+@dataclass(frozen=True)
+class _Hierarchy:
+    """A mounted hierarchy: the directory `mount` shows the cgroup `root`."""
+
+    options: frozenset[str]  # its controllers among them
+    root: str
+    mount: str
+
+
+def find(pid: int) -> Cgroup | None:
+    """The cgroup that process `pid` has for itself, or None if it is gone or has none.
+
+    The root cgroup, and one that the shim itself is in or below, are never the answer: they
+    hold the host's processes. v2 is preferred, else the first v1 hierarchy that tells.
+    Raises OSError if /proc cannot be read.
+    """
+    own, theirs = _memberships("self"), _memberships(str(pid))
+    hierarchies = _hierarchies()
+    for controllers in sorted(theirs, key=lambda names: names != _UNIFIED):
+        path = theirs[controllers]
+        if not _contains(path, own.get(controllers, "/")):
+            located = _locate(controllers, path, hierarchies)
+            if located:
+                return Cgroup(located)
+    return None
+
+
+def _contains(cgroup: str, other: str) -> bool:
+    return f"{other.rstrip('/')}/".startswith(f"{cgroup.rstrip('/')}/")
+
+
+def _locate(controllers: frozenset[str], path: str, hierarchies: list[_Hierarchy]) -> str | None:
+    """The directory that shows the cgroup `path`, if a mount does (cgroup_namespaces(7))."""
+    if ".." in path.split("/"):
+        return None
+    for hierarchy in hierarchies:
+        if controllers <= hierarchy.options and _contains(hierarchy.root, path):
+            return hierarchy.mount + path.removeprefix(hierarchy.root.rstrip("/"))
+    return None
+
+
+def _memberships(pid: str) -> dict[frozenset[str], str]:
+    """A process's cgroups by their hierarchies' controllers; {} when the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    lines = (os.fsdecode(line).split(":", 2) for line in text.splitlines())
+    return {frozenset(controllers.split(",")): path for _, controllers, path in lines}
+
+
+def _hierarchies() -> list[_Hierarchy]:
+    """What is mounted of cgroups, here (proc_pid_mountinfo(5))."""
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    found = (_hierarchy(os.fsdecode(line)) for line in lines)
+    return [hierarchy for hierarchy in found if hierarchy]
+
+
+def _hierarchy(line: str) -> _Hierarchy | None:
+    fields, _, rest = line.partition(" - ")
+    kind, _, options = rest.split(" ", 2)
+    if kind not in ("cgroup", "cgroup2"):
+        return None
+    root, mount = (_unescape(field) for field in fields.split(" ")[3:5])
+    return _Hierarchy(_UNIFIED if kind == "cgroup2" else frozenset(options.split(",")), root, mount)
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def _tree(path: str) -> Iterator[str]:
+    """`path` and all directories below it; one that vanishes meanwhile is left out."""
+    yield path
+    try:
+        with os.scandir(path) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    for directory in below:
+        yield from _tree(directory)
+
+
+def _members(directory: str) -> list[int]:
+    try:
+        text = Path(directory, "cgroup.procs").read_bytes()
+    except OSError as error:
+        if error.errno in _NO_PROCESSES:
+            return []
+        raise
+    # 0 stands for a process that has no number in our pid namespace.
+    return [int(line) for line in text.splitlines() if line != b"0"]

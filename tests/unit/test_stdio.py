@@ -1,0 +1,163 @@
+import errno
+import fcntl
+import os
+import resource
+import socket
+
+import pytest
+
+from shim import stdio
+from shim.errors import InvalidArgument, ResourceExhausted
+
+
+def open_descriptors():
+    return set(os.listdir("/proc/self/fd"))
+
+
+def flags(descriptor):
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL)
+
+
+def mode(descriptor):
+    return flags(descriptor) & os.O_ACCMODE
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return str(path)
+
+
+@pytest.fixture
+def no_descriptors_left():
+    """Call it to have none left from then on."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda left: resource.setrlimit(resource.RLIMIT_NOFILE, (_next() + left, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def _next():
+    """The lowest number that is free, with none free below it after it is taken."""
+    descriptor = os.open("/", os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+def test_output_works_before_during_and_after_a_reader(fifo):
+    opened = stdio.open_output(fifo)
+    os.write(opened.sink, b"early ")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.write(opened.sink, b"late")
+    assert os.read(reader, 100) == b"early late"
+    os.close(reader)
+    assert os.write(opened.sink, b"kept") == 4
+    assert os.read(opened.hold, 100) == b"kept"
+    stdio.close_all(opened)
+
+
+def test_input_has_no_end_while_it_is_held(fifo):
+    opened = stdio.open_input(fifo)
+    with pytest.raises(BlockingIOError):
+        os.read(opened.source, 1)
+    os.close(opened.hold)
+    assert os.read(opened.source, 1) == b""
+    os.close(opened.source)
+
+
+@pytest.mark.parametrize("opener", [stdio.open_output, stdio.open_input])
+def test_descriptors_are_non_blocking_and_not_inherited(fifo, opener):
+    before = open_descriptors()
+    opened = opener(fifo)
+    assert {mode(descriptor) for descriptor in opened} == {os.O_RDONLY, os.O_WRONLY}
+    assert all(flags(descriptor) & os.O_NONBLOCK for descriptor in opened)
+    assert not any(os.get_inheritable(descriptor) for descriptor in opened)
+    stdio.close_all(opened)
+    assert open_descriptors() == before
+
+
+def test_the_ends_have_the_right_direction(fifo):
+    output, source = stdio.open_output(fifo), stdio.open_input(fifo)
+    assert (mode(output.sink), mode(source.source)) == (os.O_WRONLY, os.O_RDONLY)
+    stdio.close_all([*output, *source])
+
+
+def _refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "socket"))
+    names = ("missing", "file", "directory", "link", "socket", "file/below", "nul\0", "x" * 300)
+    return [str(tmp_path / name) for name in names] + ["relative", "", "/dev/null"]
+
+
+@pytest.mark.parametrize("opener", [stdio.open_output, stdio.open_input])
+def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, opener):
+    before = open_descriptors()
+    for path in _refused(tmp_path):
+        with pytest.raises(InvalidArgument) as caught:
+            opener(path)
+        assert repr(path) in str(caught.value)
+    assert open_descriptors() == before
+
+
+def test_a_linked_parent_directory_is_fine(tmp_path, fifo):
+    (tmp_path / "link").symlink_to(tmp_path)
+    stdio.close_all(stdio.open_output(str(tmp_path / "link" / "fifo")))
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_running_out_of_descriptors_leaks_none(fifo, left, no_descriptors_left):
+    before = len(open_descriptors())
+    no_descriptors_left(left)
+    with pytest.raises(ResourceExhausted, match="fifo"):
+        stdio.open_output(fifo)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(7)[1]))
+    assert len(open_descriptors()) == before
+
+
+def test_no_pipe_without_descriptors(no_descriptors_left):
+    no_descriptors_left(1)
+    with pytest.raises(ResourceExhausted, match="pipe"):
+        stdio.pipe_for_output()
+
+
+@pytest.mark.parametrize(
+    ("make", "ours"), [(stdio.pipe_for_output, os.O_RDONLY), (stdio.pipe_for_input, os.O_WRONLY)]
+)
+def test_only_our_end_of_a_pipe_is_non_blocking(make, ours):
+    pipe = make()
+    assert mode(pipe.ours) == ours
+    assert flags(pipe.ours) & os.O_NONBLOCK
+    assert not flags(pipe.theirs) & os.O_NONBLOCK
+    assert not os.get_inheritable(pipe.ours)
+    assert not os.get_inheritable(pipe.theirs)
+    stdio.close_all(pipe)
+
+
+def test_descriptors_closes_what_was_not_taken():
+    reading, writing = os.pipe()
+    with stdio.Descriptors() as owner:
+        assert owner.own(reading) == reading
+        owner.own(writing)
+        assert owner.take(writing) == writing
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+    os.close(writing)
+
+
+def test_taking_what_is_not_owned_is_an_error():
+    with stdio.Descriptors() as owner, pytest.raises(KeyError):
+        owner.take(0)
+
+
+def test_one_failing_close_does_not_keep_the_others_open():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        stdio.close_all([writing, reading])
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writing)
