@@ -56,6 +56,10 @@ class EventLog:
         for subscription in list(self._subscriptions):
             subscription._put(number, event)
 
+    def holds(self, event: Event) -> bool:
+        """Whether this very event waits for its first reader."""
+        return event in self._undelivered.values()
+
     def subscribe(self) -> Subscription:
         """A new reader, with all undelivered events in its queue. The caller closes it."""
         subscription = Subscription(self, self._undelivered)

@@ -6,6 +6,7 @@ runc's manual pages (runc-create(8), …); crun takes the same ones.
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -97,6 +98,12 @@ class Runtime:
         self._spawn = spawn
         self.pid_file = bundle / "init.pid"  # of create and restore
         self.work = bundle / "work"  # CRIU's work directory, of restore and checkpoint
+
+    def using(self, spawn: Spawn) -> Runtime:
+        """The same runtime, started through another spawner."""
+        other = copy.copy(self)
+        other._spawn = spawn
+        return other
 
     async def create(
         self, id: str, stdio: Stdio, console_socket: Path | None = None, no_pivot: bool = False

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from shim.errors import FailedPrecondition, NotFound, ResourceExhausted, ShimError, Unavailable
 from shim.keeper.channel import Channel
@@ -72,8 +73,9 @@ class Spawn(Child):
     """A program that the front has started."""
 
     def release(self) -> None:
-        """End the time in which exits of its unknown children are kept; at most once counts."""
+        """End the time in which exits of its unknown children are kept, and forget its own."""
         self._client.tell(Record(Kind.RELEASE, id=self.id))
+        self.exited.add_done_callback(lambda _: self.forget())
 
 
 class Stream:
@@ -82,7 +84,6 @@ class Stream:
     def __init__(self, client: KeeperClient, id: int) -> None:
         self._client = client
         self.id = id
-        self.bytes = 0
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
@@ -111,15 +112,10 @@ class Stream:
 
     async def delivered(self) -> int:
         """The bytes that the client has read so far."""
-        return (await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")).bytes
+        return (await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")).moved
 
-    def forget(self) -> None:
-        """The end has been taken note of."""
-        self._client.drop_stream(self.id)
-
-    def settle(self, record: Record) -> None:
+    def settle(self) -> None:
         """The keeper has reported the end of this stream."""
-        self.bytes = record.bytes
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -161,7 +157,7 @@ class KeeperClient:
         return self._held
 
     async def serve(self, listener: int, front: int) -> None:
-        """Have the callers of a listener relayed to the socket behind `front` (O_PATH, borrowed)."""
+        """Relay a listener's callers to the socket behind `front` (O_PATH, borrowed)."""
         await self._channel.ask(Record(Kind.SERVE, id=listener), [front])
 
     def ready(self) -> None:
@@ -242,11 +238,6 @@ class KeeperClient:
         if self._children.pop(id, None) is not None:
             self.tell(Record(Kind.FORGET, id=id))
 
-    def drop_stream(self, id: int) -> None:
-        """See Stream.forget."""
-        if self._streams.pop(id, None) is not None:
-            self.tell(Record(Kind.FORGET, id=id))
-
     def _report(self, record: Record) -> None:
         handler = self._HANDLERS.get(record.kind)
         if handler is not None:
@@ -258,9 +249,11 @@ class KeeperClient:
             child.settle(record)
 
     def _ended(self, record: Record) -> None:
-        stream = self._streams.get(record.id)
+        """An ended stream is forgotten at once: a later front takes an unknown one for ended."""
+        stream = self._streams.pop(record.id, None)
         if stream is not None:
-            stream.settle(record)
+            stream.settle()
+        self.tell(Record(Kind.FORGET, id=record.id))
 
     def _process_held(self, record: Record) -> None:
         child = self._children[record.id] = Spawn(self, record.id, record.pid)
@@ -272,7 +265,7 @@ class KeeperClient:
         stream = self._streams[record.id] = Stream(self, record.id)
         self._held.streams[record.id] = stream
         if record.flags & Flag.GONE:
-            stream.settle(record)
+            self._ended(record)
 
     def _listener_held(self, record: Record) -> None:
         self._held.listeners.append(record.id)
@@ -283,7 +276,7 @@ class KeeperClient:
     def _terminate(self, record: Record) -> None:
         self.asked_to_end.set()
 
-    _HANDLERS: dict[int, Callable[[KeeperClient, Record], None]] = {
+    _HANDLERS: ClassVar[dict[int, Callable[[KeeperClient, Record], None]]] = {
         Kind.EXITED: _exited,
         Kind.ENDED: _ended,
         Kind.PROCESS: _process_held,

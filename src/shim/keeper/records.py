@@ -61,7 +61,7 @@ class Record:
     id: int = 0
     owner: int = 0
     time: int = 0
-    bytes: int = 0
+    moved: int = 0
     pid: int = 0
     status: int = 0
     number: int = 0

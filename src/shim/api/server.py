@@ -1,0 +1,150 @@
+"""The Shim service over gRPC: messages to values and back, errors to status codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from shim._pb.containerd.v1.services.shim import shim_pb2
+from shim._pb.containerd.v1.services.shim.shim_pb2_grpc import (
+    ShimServicer,
+    add_ShimServicer_to_server,
+)
+from shim._pb.containerd.v1.types import types_pb2
+from shim.api import convert
+from shim.api.codes import code_of
+from shim.errors import ShimError
+from shim.service.shim import Shim
+
+OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.max_pings_without_data", 0)]
+
+_log = logging.getLogger(__name__)
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+def make_server(shim: Shim) -> grpc.aio.Server:
+    """A server, not yet started, that serves one shim."""
+    server = grpc.aio.server(options=OPTIONS)
+    add_ShimServicer_to_server(Service(shim), server)  # type: ignore[no-untyped-call]
+    return server
+
+
+def _answers(
+    method: Callable[[Any, Request], Awaitable[Response]],
+) -> Callable[[Any, Request, Context], Awaitable[Response]]:
+    """Serve a call in a task of its own: a caller that hangs up does not cut it in half."""
+
+    async def serve(self: Any, request: Request, context: Context) -> Response:
+        task = asyncio.ensure_future(method(self, request))
+        task.add_done_callback(_note_failure)
+        try:
+            return await asyncio.shield(task)
+        except ShimError as error:
+            await context.abort(code_of(error), str(error))
+            raise  # not reached: abort raises
+
+    return serve
+
+
+def _note_failure(task: asyncio.Future[Any]) -> None:
+    """Nobody may be left to take the outcome; a defect must show all the same."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, ShimError):
+        _log.info("refused: %s", error)
+    elif error is not None:
+        _log.error("a call failed", exc_info=error)
+
+
+class Service(ShimServicer):
+    """containerd.v1.services.shim.Shim, as the generated code wants it."""
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+
+    @_answers
+    async def Create(self, request: shim_pb2.CreateRequest) -> shim_pb2.CreateResponse:
+        return shim_pb2.CreateResponse(
+            pid=await self._shim.create(convert.create_from_pb(request))
+        )
+
+    @_answers
+    async def Start(self, request: shim_pb2.StartRequest) -> Empty:
+        await self._shim.start()
+        return Empty()
+
+    @_answers
+    async def Delete(self, request: shim_pb2.DeleteRequest) -> shim_pb2.DeleteResponse:
+        return convert.exit_to_pb(await self._shim.delete(request.pid))
+
+    @_answers
+    async def State(self, request: shim_pb2.StateRequest) -> shim_pb2.StateResponse:
+        return convert.state_to_pb(self._shim.state())
+
+    @_answers
+    async def Processes(self, request: shim_pb2.ProcessesRequest) -> shim_pb2.ProcessesResponse:
+        found = await self._shim.processes(request.id)
+        return shim_pb2.ProcessesResponse(processes=map(convert.process_to_pb, found))
+
+    @_answers
+    async def Pause(self, request: shim_pb2.PauseRequest) -> Empty:
+        await self._shim.pause()
+        return Empty()
+
+    @_answers
+    async def Resume(self, request: shim_pb2.ResumeRequest) -> Empty:
+        await self._shim.resume()
+        return Empty()
+
+    @_answers
+    async def Checkpoint(self, request: shim_pb2.CheckpointRequest) -> Empty:
+        await self._shim.checkpoint(convert.checkpoint_from_pb(request))
+        return Empty()
+
+    @_answers
+    async def Exit(self, request: shim_pb2.ExitRequest) -> Empty:
+        await self._shim.exit()
+        return Empty()
+
+    @_answers
+    async def Kill(self, request: shim_pb2.KillRequest) -> Empty:
+        await self._shim.kill(request.signal, request.all, request.pid)
+        return Empty()
+
+    @_answers
+    async def Exec(self, request: shim_pb2.ExecRequest) -> shim_pb2.ExecResponse:
+        spec, stdio = convert.exec_from_pb(request)
+        return shim_pb2.ExecResponse(pid=await self._shim.exec(spec, stdio))
+
+    @_answers
+    async def Pty(self, request: shim_pb2.PtyRequest) -> Empty:
+        await self._shim.pty(request.pid, request.width, request.height)
+        return Empty()
+
+    @_answers
+    async def CloseStdin(self, request: shim_pb2.CloseStdinRequest) -> Empty:
+        await self._shim.close_stdin(request.pid)
+        return Empty()
+
+    async def Events(
+        self, request: shim_pb2.EventsRequest, context: Context
+    ) -> AsyncIterator[types_pb2.Event]:
+        """An event counts as delivered when the next one is asked for: its write has ended."""
+        subscription = self._shim.events()
+        try:
+            # The headers tell the caller that from now on nothing is missed.
+            await context.send_initial_metadata(())
+            async for event in subscription:
+                await context.write(convert.event_to_pb(event))
+                subscription.delivered(event)
+        except ShimError as error:
+            await context.abort(code_of(error), str(error))
+            raise  # not reached: abort raises
+        finally:
+            subscription.close()

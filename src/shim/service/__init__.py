@@ -1,0 +1,1 @@
+"""Containers and what may be done to them: the state machine, free of gRPC."""

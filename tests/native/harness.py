@@ -1,0 +1,201 @@
+"""A real keeper whose front is the test.
+
+The keeper starts a tiny program as its front, which hands its channel (descriptor 3) over to the
+test and then waits to be killed. The test speaks records, synchronously.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shim.keeper.command import Command, pack
+from shim.keeper.records import LAYOUT, Flag, Kind, Record, unpack
+
+FRONT = """
+import os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+socket.send_fds(link, [b"front"], [3])
+os.close(3)
+link.recv(1)
+"""
+BOOT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from shim.keeper.start import become_keeper
+become_keeper([sys.executable, "-I", "-S", "-c", sys.argv[2], sys.argv[3]],
+              [int(text) for text in sys.argv[4:]])
+"""
+SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+PATIENCE = 20.0
+
+
+class Front:
+    """The channel of one generation of the keeper's front, as a blocking peer."""
+
+    def __init__(self, link: socket.socket, channel: socket.socket) -> None:
+        self._link = link
+        self.channel = channel
+        self.channel.setblocking(True)
+        self.channel.settimeout(PATIENCE)
+        self.reports: list[Record] = []
+        self._serial = 0
+
+    def close(self) -> None:
+        """End this generation: the front program exits."""
+        self.channel.close()
+        self._link.close()
+
+    def receive(self) -> Record:
+        return unpack(self.channel.recv(LAYOUT.size))
+
+    def tell(self, record: Record, *descriptors: int) -> None:
+        socket.send_fds(self.channel, [record.pack()], list(descriptors))
+
+    def ask(self, kind: Kind, *descriptors: int, **fields: int) -> Record:
+        """The reply to a request, whatever its error; reports that come before it are kept."""
+        self._serial += 1
+        self.tell(Record(kind, serial=self._serial, **fields), *descriptors)
+        while True:
+            record = self.receive()
+            if record.serial == self._serial:
+                return record
+            self.reports.append(record)
+
+    def report(self, kind: Kind, id: int) -> Record:
+        """The report of that kind about that object, come or to come."""
+        for record in self.reports:
+            if (record.kind, record.id) == (kind, id):
+                self.reports.remove(record)
+                return record
+        while True:
+            record = self.receive()
+            if (record.kind, record.id) == (kind, id):
+                return record
+            self.reports.append(record)
+
+    def snapshot(self) -> list[Record]:
+        """Everything the keeper holds."""
+        kept, self.reports = self.reports, []
+        assert self.ask(Kind.SNAPSHOT).error == 0
+        told, self.reports = self.reports, kept
+        return told
+
+    def spawn(self, id: int, *argv: str, **options: object) -> Record:
+        """Start a program; the reply."""
+        command = Command(tuple(argv), dict(os.environ), **options)  # type: ignore[arg-type]
+        memory = pack(command)
+        try:
+            return self.ask(Kind.SPAWN, memory, *command.descriptors.values(), id=id)
+        finally:
+            os.close(memory)
+
+    def relay(
+        self, id: int, source: int, sink: int, hold: int | None = None, flags: int = 0
+    ) -> Record:
+        """Begin a stream; its descriptors are the keeper's afterwards."""
+        descriptors = [source, sink] if hold is None else [source, sink, hold]
+        reply = self.ask(Kind.RELAY, *descriptors, id=id, flags=flags)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return reply
+
+    def output(self, id: int, fifo: Path) -> int:
+        """Relay a new pipe to a client's FIFO as the shim does for stdout; the pipe's write end."""
+        source, inner = os.pipe()
+        os.set_blocking(source, False)
+        hold = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        sink = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        assert self.relay(id, source, sink, hold, Flag.OUTPUT).error == 0
+        return inner
+
+    def input(self, id: int, fifo: Path) -> int:
+        """Relay a client's FIFO to a new pipe as the shim does for stdin; the pipe's read end."""
+        inner, sink = os.pipe()
+        os.set_blocking(sink, False)
+        source = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        assert self.relay(id, source, sink, hold, Flag.INPUT).error == 0
+        return inner
+
+
+class Keeper:
+    """A keeper process; `front` is the channel of its present front."""
+
+    def __init__(self, folder: Path, listeners: tuple[int, ...] = ()) -> None:
+        self._rendezvous = socket.socket(socket.AF_UNIX)
+        self._rendezvous.bind(str(folder / "front.sock"))
+        self._rendezvous.listen(8)
+        self._rendezvous.settimeout(PATIENCE)
+        arguments = [FRONT, str(folder / "front.sock"), *map(str, listeners)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BOOT, SOURCE, *arguments],
+            stdin=subprocess.DEVNULL,
+            pass_fds=listeners,
+            start_new_session=True,
+        )
+        self.front = self.next_front()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def next_front(self) -> Front:
+        """Wait for the keeper's next front."""
+        link, _ = self._rendezvous.accept()
+        _, descriptors, _, _ = socket.recv_fds(link, 16, 4)
+        return Front(link, socket.socket(fileno=descriptors[0]))
+
+    def stop(self) -> None:
+        """Ask it to end, and see that it does."""
+        if self.process.poll() is None:
+            self.front.tell(Record(Kind.STOP))
+            self.process.wait(PATIENCE)
+        self.front.close()
+        self._rendezvous.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self.front.close()
+        self._rendezvous.close()
+
+    def descriptors(self) -> int:
+        """How many the keeper has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def children(self) -> set[int]:
+        text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return {int(word) for word in text.split()}
+
+
+@contextlib.contextmanager
+def keeper(*listeners: int) -> Iterator[Keeper]:
+    """A keeper for the block; it must end in good order when asked to."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Keeper(Path(folder), listeners)
+        try:
+            yield made
+            made.stop()
+            assert made.process.returncode == 0
+        finally:
+            if made.process.poll() is None:
+                made.kill()
+
+
+def wait_until(condition: object, what: str, limit: float = PATIENCE) -> None:
+    """Poll a condition that nothing announces. Raises AssertionError at the limit (seconds)."""
+    assert callable(condition)
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"waited {limit} s for {what}"
+        select.select([], [], [], 0.005)
