@@ -77,6 +77,7 @@ async def test_waiting_can_be_given_up(path):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert open_descriptors() == before
+        assert not asyncio.get_running_loop().remove_reader(console._listener)
 
 
 @pytest.mark.parametrize(

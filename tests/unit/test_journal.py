@@ -85,7 +85,9 @@ def test_a_line_that_is_no_event_is_named(journal, path, line):
 def test_rewrite_replaces_all_and_appending_goes_on(journal, path):
     for event in EVENTS:
         journal.append(event)
+    before = len(os.listdir("/proc/self/fd"))
     journal.rewrite(EVENTS[1:2])
+    assert len(os.listdir("/proc/self/fd")) == before
     assert loaded(path) == EVENTS[1:2]
     journal.append(EVENTS[2])
     assert loaded(path) == EVENTS[1:]

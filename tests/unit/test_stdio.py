@@ -103,6 +103,12 @@ def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, op
     assert open_descriptors() == before
 
 
+def test_a_relative_path_is_refused_though_there_is_a_fifo(fifo, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(fifo))
+    with pytest.raises(InvalidArgument, match="not an absolute path"):
+        stdio.open_output(os.path.basename(fifo))
+
+
 def test_a_linked_parent_directory_is_fine(tmp_path, fifo):
     (tmp_path / "link").symlink_to(tmp_path)
     stdio.close_all(stdio.open_output(str(tmp_path / "link" / "fifo")))
