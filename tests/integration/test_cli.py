@@ -353,9 +353,11 @@ def test_exec_with_stdin(shim: Shim) -> None:
 
 
 def test_exec_with_a_terminal(shim: Shim) -> None:
-    args = ("exec", "--socket", str(shim.socket), "-t", "-i", *sh("stty size; read x; exit 5"))
+    # Exec's request has no size: it is set as soon as the process is there.
+    script = 'until [ "$(stty size)" = "33 91" ]; do sleep 0.1; done; echo sized; read x; exit 5'
+    args = ("exec", "--socket", str(shim.socket), "-t", "-i", *sh(script))
     with Terminal(*args) as terminal:
-        terminal.expect(b"33 91")
+        terminal.expect(b"sized")
         terminal.type(b"go\r")
         assert terminal.wait() == 5
 
@@ -384,7 +386,7 @@ def test_exec_detached_is_killed_by_pid(shim: Shim) -> None:
 
 
 def test_events_are_seen(shim: Shim) -> None:
-    args = [DENSESHIM, "events", "--json", "--socket", shim.socket]
+    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
     with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -40,14 +40,18 @@ class Job:
 class Session:
     """Catches signals from when it is entered; `run` may be called once.
 
-    A signal before the process is there cancels the task that entered; while the process runs
-    it is sent on to it; afterwards it cuts the wait for the rest of the output.
+    While the process runs a signal is sent on to it; before, as soon as it runs. A second one
+    before that, and one before `run`, cancels the task that entered. A signal after the
+    process's end cuts the wait for the rest of its output.
     """
 
     def __init__(self) -> None:
         self.interrupted = 0
         self._pid = 0
+        self._waiting: int | None = None
+        self._running = False
         self._ended = False
+        self._stdin_ended = False
         self._lost: OSError | None = None
         self._attachment: Attachment | None = None
 
@@ -84,14 +88,13 @@ class Session:
             if job.terminal and job.interactive:
                 stack.enter_context(terminal.raw(0))
             self._pid = await job.begin(self._client, attachment.stdio)
-            if self._lost is not None:
-                self._on_lost(self._lost)  # it came before the pid
             attachment.open_stdin(self._on_stdin_end)
             if job.terminal:
                 stack.callback(self._loop.remove_signal_handler, signal.SIGWINCH)
                 self._loop.add_signal_handler(signal.SIGWINCH, self._spawn, self._resize)
                 await self._resize()
             await job.start(self._client)
+            self._catch_up()
             status = await watch.status(self._pid)
             self._ended = True
             await attachment.finish()
@@ -99,14 +102,26 @@ class Session:
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do `work` beside the wait for the exit, while the process runs."""
-        if self._pid and not self._ended:
+        if self._running and not self._ended:
             self._background.create_task(work())
+
+    def _catch_up(self) -> None:
+        """The process runs: do what came before."""
+        self._running = True
+        if self._waiting is not None:
+            self._on_signal(self._waiting)
+        if self._lost is not None:
+            self._on_lost(self._lost)
+        if self._stdin_ended:
+            self._on_stdin_end()
 
     def _on_signal(self, number: int) -> None:
         if self._ended and self._attachment is not None:
             self._attachment.cut()
-        elif self._pid:
+        elif self._running:
             self._spawn(lambda: self._kill(number))
+        elif self._attachment is not None and self._waiting is None:
+            self._waiting = number
         elif self._task is not None:
             self.interrupted = number
             self._task.cancel()
@@ -116,7 +131,11 @@ class Session:
         self._spawn(lambda: self._kill(signal.SIGKILL))
 
     def _on_stdin_end(self) -> None:
-        self._spawn(lambda: self._if_alive(lambda: self._client.close_stdin(self._pid)))
+        self._stdin_ended = True
+        self._spawn(self._close_stdin)
+
+    async def _close_stdin(self) -> None:
+        await self._if_alive(lambda: self._client.close_stdin(self._pid))
 
     async def _kill(self, number: int) -> None:
         await self._if_alive(lambda: self._client.kill(number, pid=self._pid))
