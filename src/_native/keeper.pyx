@@ -18,8 +18,8 @@ from linux cimport *
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_serve,
                        listeners_close, listeners_pause)
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
-                     process_add, process_exited, process_free, process_started, reaper_open,
-                     release, signal_process, track)
+                     process_add, process_exited, process_free, reaper_open,
+                     release, signal_process, spawn_started, track)
 from relay cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
                     relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish, relay_forget,
                     relay_open, relay_resize, relay_run, relay_timers, relay_unhold)
@@ -125,7 +125,7 @@ cdef void spawner_answers(Keeper *k) noexcept nogil:
             if parcel.record.error:
                 spawn_failed(k, slot, parcel.record.serial, parcel.record.error)
             else:
-                process_started(&k.reaper, slot, parcel.record.pid, take(&parcel, 0))
+                spawn_started(&k.reaper, slot, parcel.record.pid, take(&parcel, 0))
                 channel_send(&k.channel, &parcel.record)
                 report_exits(k)
         discard(&parcel)

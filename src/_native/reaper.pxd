@@ -133,11 +133,10 @@ cdef inline Unclaimed *find_unclaimed(Reaper *reaper, int32_t pid, uint64_t sinc
     return NULL
 
 
-cdef inline void process_started(Reaper *reaper, uint32_t slot, int32_t pid,
-                                 int pidfd) noexcept nogil:
-    """This process has a pid now; takes the pidfd. Its exit may be here already."""
+cdef inline void process_started(Reaper *reaper, uint32_t slot, int32_t pid, int pidfd,
+                                 Unclaimed *early) noexcept nogil:
+    """This process has a pid now; takes the pidfd. `early` is its exit, if that is known."""
     cdef Process *process = &reaper.processes[slot]
-    cdef Unclaimed *early = find_unclaimed(reaper, pid, process.began)
     process.pid = pid
     process.pidfd = pidfd
     if early != NULL:
@@ -178,8 +177,15 @@ cdef inline int track(Reaper *reaper, uint64_t id, int32_t pid, uint64_t owner) 
     if slot == NONE:
         drop(&pidfd)
         return ENFILE
-    process_started(reaper, slot, pid, pidfd)
+    process_started(reaper, slot, pid, pidfd, early)
     return 0
+
+
+cdef inline void spawn_started(Reaper *reaper, uint32_t slot, int32_t pid,
+                               int pidfd) noexcept nogil:
+    """The spawner has answered; takes the pidfd. SIGCHLD may have been faster."""
+    cdef Unclaimed *early = find_unclaimed(reaper, pid, reaper.processes[slot].began)
+    process_started(reaper, slot, pid, pidfd, early)
 
 
 cdef inline void collect(Reaper *reaper) noexcept nogil:

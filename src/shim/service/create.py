@@ -147,9 +147,12 @@ async def undo(host: Host, record: ContainerRecord, facts: Facts, runtime: Runti
         stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
         stack.push_async_callback(host.pool.run, f"unmount {rootfs}", FILE_LIMIT, unmount)
         if facts.intent:
-            stack.push_async_callback(_delete, runtime.using(host.keeper.spawn), facts.id)
+            stack.push_async_callback(_delete, runtime.using(host.keeper.spawn), facts)
 
 
-async def _delete(runtime: Runtime, id: str) -> None:
+async def _delete(runtime: Runtime, facts: Facts) -> None:
+    """Delete the runtime's container, unless it is somebody else's of the same name."""
     with contextlib.suppress(NotFound):
-        await runtime.delete(id, force=True)
+        found = await runtime.state(facts.id)
+        if found.get("bundle") == facts.bundle:
+            await runtime.delete(facts.id, force=True)
