@@ -135,13 +135,14 @@ def test_signals_are_sent_on(name: str) -> None:
         assert (output, process.returncode) == (f"{name}\n".encode(), 7)
 
 
-def test_the_runtime_s_refusal_is_one_line() -> None:
+def test_the_runtime_s_refusal_is_the_last_line() -> None:
+    # Before it may be the runtime's own: its stderr is the container's.
     done = run("--", "/no/such/program")
     assert done.returncode == 125
     assert done.stdout == b""
-    assert done.stderr.startswith(b"denseshim: ")
-    assert b"/no/such/program" in done.stderr
-    assert done.stderr.count(b"\n") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(b"denseshim: ")
+    assert b"/no/such/program" in last
 
 
 def test_without_rm_the_bundle_is_kept_and_named(folder: Path) -> None:

@@ -26,6 +26,8 @@ FORWARDED: Final = (
 )
 _GONE: Final = (errno.EPIPE, errno.EIO)
 
+_Work = Callable[[], Coroutine[Any, Any, None]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,10 +50,10 @@ class Session:
     def __init__(self) -> None:
         self.interrupted = 0
         self._pid = 0
-        self._waiting: int | None = None
+        self._early: list[_Work] = []
+        self._early_signal = False
         self._running = False
         self._ended = False
-        self._stdin_ended = False
         self._lost: OSError | None = None
         self._attachment: Attachment | None = None
 
@@ -88,7 +90,7 @@ class Session:
             if job.terminal and job.interactive:
                 stack.enter_context(terminal.raw(0))
             self._pid = await job.begin(self._client, attachment.stdio)
-            attachment.open_stdin(self._on_stdin_end)
+            attachment.open_stdin(lambda: self._spawn(self._close_stdin))
             if job.terminal:
                 stack.callback(self._loop.remove_signal_handler, signal.SIGWINCH)
                 self._loop.add_signal_handler(signal.SIGWINCH, self._spawn, self._resize)
@@ -100,28 +102,25 @@ class Session:
             await attachment.finish()
             return status
 
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do `work` beside the wait for the exit, while the process runs."""
-        if self._running and not self._ended:
+    def _spawn(self, work: _Work) -> None:
+        """Do `work` beside the wait for the exit, as soon as the process runs, while it does."""
+        if not self._running:
+            self._early.append(work)
+        elif not self._ended:
             self._background.create_task(work())
 
     def _catch_up(self) -> None:
         """The process runs: do what came before."""
         self._running = True
-        if self._waiting is not None:
-            self._on_signal(self._waiting)
-        if self._lost is not None:
-            self._on_lost(self._lost)
-        if self._stdin_ended:
-            self._on_stdin_end()
+        for work in self._early:
+            self._spawn(work)
 
     def _on_signal(self, number: int) -> None:
         if self._ended and self._attachment is not None:
             self._attachment.cut()
-        elif self._running:
+        elif self._running or (self._attachment is not None and not self._early_signal):
+            self._early_signal = True
             self._spawn(lambda: self._kill(number))
-        elif self._attachment is not None and self._waiting is None:
-            self._waiting = number
         elif self._task is not None:
             self.interrupted = number
             self._task.cancel()
@@ -129,10 +128,6 @@ class Session:
     def _on_lost(self, error: OSError) -> None:
         self._lost = error
         self._spawn(lambda: self._kill(signal.SIGKILL))
-
-    def _on_stdin_end(self) -> None:
-        self._stdin_ended = True
-        self._spawn(self._close_stdin)
 
     async def _close_stdin(self) -> None:
         await self._if_alive(lambda: self._client.close_stdin(self._pid))

@@ -15,7 +15,7 @@ from typing import IO, Final
 from shim.client.calls import ShimClient
 from shim.client.exits import ExitWatch
 from shim.client.steady import steadily
-from shim.errors import FailedPrecondition, NotFound, Unavailable
+from shim.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from shim.model import ContainerState, Status
 
 PROGRAM: Final = "containerd-shim-dense"
@@ -139,8 +139,8 @@ async def _retire(client: StartedShim, process: asyncio.subprocess.Process) -> N
 async def _exit(client: ShimClient) -> None:
     try:
         await client.exit(timeout=_EXIT_S)
-    except Unavailable:
-        return  # it went before its answer did
+    except (Unavailable, DeadlineExceeded):
+        return  # it went before its answer did, or _end() makes it go
 
 
 async def _remove(client: ShimClient) -> None:
