@@ -284,7 +284,7 @@ def program(folder: Path, body: str) -> Path:
 FAKE = f"""
 import asyncio, pathlib, signal
 sys.path[:0] = {sys.path!r}
-from test_client import FakeShim
+from {__name__} import FakeShim
 asyncio.run(FakeShim(pathlib.Path(sys.argv[-1])).serve())
 """
 
