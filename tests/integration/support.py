@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shim.client import ShimClient, StartedShim, start_shim
 from shim.errors import Unavailable
@@ -39,6 +41,19 @@ class Bundle:
         config = spec(bundle.id, command, rootfs=str(rootfs), terminal=terminal)
         (path / "config.json").write_text(json.dumps(config))
         return bundle
+
+    def bind(self, source: Path, target: str) -> None:
+        """Show the directory `source` at `target` in the container."""
+        path = self.path / "config.json"
+        config = json.loads(path.read_text())
+        mount = {"destination": target, "type": "bind", "source": str(source)}
+        config["mounts"].append({**mount, "options": ["rbind", "rw"]})
+        path.write_text(json.dumps(config))
+
+    def stdio(self, name: str, *streams: str, terminal: bool = False) -> Stdio:
+        """FIFOs for an exec, called NAME-STREAM in the bundle."""
+        paths = {stream: self.fifo(f"{name}-{stream}") for stream in streams}
+        return Stdio(terminal, **paths)
 
     def fifo(self, name: str) -> str:
         """A FIFO of that name in the bundle, made when it is not there."""
@@ -114,9 +129,14 @@ class Events:
 
 
 @contextlib.asynccontextmanager
-async def serving(bundle: Bundle) -> AsyncIterator[tuple[StartedShim, Events]]:
-    """A shim on the bundle and its events; the container and the shim are gone afterwards."""
-    async with start_shim(bundle.path) as shim:
+async def serving(
+    bundle: Bundle, *, debug: bool = False
+) -> AsyncIterator[tuple[StartedShim, Events]]:
+    """A shim on the bundle and its events; the container and the shim are gone afterwards.
+
+    With `debug` it logs to this process's stderr.
+    """
+    async with start_shim(bundle.path, debug=debug) as shim:
         events = Events(shim)
         try:
             yield shim, events
@@ -127,7 +147,7 @@ async def serving(bundle: Bundle) -> AsyncIterator[tuple[StartedShim, Events]]:
 async def until(condition: Callable[[], Any], what: str, limit: float = PATIENCE) -> Any:
     """The first true value of a condition that nothing announces."""
     async with asyncio.timeout(limit):
-        while not (value := condition()):
+        while not (value := condition()):  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.005)
         return value
 
@@ -149,3 +169,133 @@ def front_of(keeper: int) -> int:
 def exec_spec(*args: str, **options: Any) -> dict[str, Any]:
     """An OCI process for Exec."""
     return process(args, **options)
+
+
+class FifoEnd:
+    """A client's end of a FIFO, non-blocking, closed by `with`."""
+
+    FLAGS = os.O_RDONLY
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, self.FLAGS | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class Reader(FifoEnd):
+    """Reads a stream; may be opened before anybody writes."""
+
+    async def read(self, most: int = 1 << 20) -> bytes:
+        """What comes next; b"" at the end. Asks poll(2) first: no writer yet is no end."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.descriptor, ready.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await ready.wait()
+        finally:
+            loop.remove_reader(self.descriptor)
+        return os.read(self.descriptor, most)
+
+    async def until(self, text: bytes) -> bytes:
+        """Everything up to the first `text`, byte for byte."""
+        found = b""
+        while not found.endswith(text):
+            byte = await self.read(1)
+            assert byte, f"the end came before {text!r}: {found[-200:]!r}"
+            found += byte
+        return found
+
+    async def rest(self) -> bytes:
+        """Everything up to the end."""
+        found = bytearray()
+        while data := await self.read():
+            found += data
+        return bytes(found)
+
+    async def digest(self) -> tuple[int, str]:
+        """The length and the hash of everything up to the end."""
+        size, hash = 0, hashlib.sha256()
+        while data := await self.read():
+            size += len(data)
+            hash.update(data)
+        return size, hash.hexdigest()
+
+
+class Writer(FifoEnd):
+    """Writes to a stream that the shim has open."""
+
+    FLAGS = os.O_WRONLY
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """All of `data`."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        view = memoryview(data)
+        loop.add_writer(self.descriptor, ready.set)
+        try:
+            while view:
+                async with asyncio.timeout(PATIENCE):
+                    await ready.wait()
+                ready.clear()
+                view = view[self._write(view) :]
+        finally:
+            loop.remove_writer(self.descriptor)
+
+    def _write(self, view: memoryview) -> int:
+        try:
+            return os.write(self.descriptor, view)
+        except BlockingIOError:
+            return 0
+
+
+class Gate:
+    """A runtime that is runc, but stops once: before its command `command`, or after it."""
+
+    def __init__(self, folder: Path, command: str, moment: str = "before") -> None:
+        self.path = folder / "runtime"
+        self._armed, self._reached, self._opened = (
+            folder / f"runtime.{name}" for name in ("armed", "reached", "opened")
+        )
+        self._armed.touch()
+        stop = (
+            f"rm {self._armed}; : > {self._reached}; "
+            f"until [ -e {self._opened} ]; do sleep 0.01; done"
+        )
+        before, after = (stop, "") if moment == "before" else ("", stop)
+        self.path.write_text(
+            f'#!/bin/sh\nif [ "$5" = {command} ] && [ -e {self._armed} ]; then\n{before}\n'
+            f'runc "$@"\nstatus=$?\n{after}\nexit $status\nfi\nexec runc "$@"\n'
+        )
+        self.path.chmod(0o755)
+
+    async def reached(self) -> None:
+        """Return when the command has stopped."""
+        await until(self._reached.exists, "the runtime's command")
+
+    def open(self) -> None:
+        """Let it go on."""
+        self._opened.touch()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and no zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def kill_front(keeper: int) -> None:
+    """SIGKILL the keeper's front, and return when it has ended."""
+    front = front_of(keeper)
+    assert front, "there is no front to kill"
+    os.kill(front, signal.SIGKILL)
+    await until(lambda: not is_alive(front), "the front's end")
