@@ -35,7 +35,7 @@ test-sanitize: dev system
 	./scripts/sanitize
 
 bench-relay: install
-	$(PY) benchmarks/bench_relay.py
+	$(PY) -m benchmarks.bench_relay
 
 proto: dev
 	$(PY) scripts/make_proto.py

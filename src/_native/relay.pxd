@@ -21,11 +21,11 @@ from wire cimport GONE, INPUT, OUTPUT
 cdef enum:
     TURN = 1 << 20             # bytes a stream may move before the others have their turn
     CHUNK = 16 << 10           # bytes of one read(2)
-    SMALL = 4096               # bytes: turns below this on average are worth gathering
     SMALL_PIPE = 64 << 10      # a pipe's size when it is made
     BIG_PIPE = 1 << 20         # what a busy pipe grows to: the most root without CAP_SYS_RESOURCE gets
-    FULL_TURNS = 16            # consecutive turns that filled a small pipe before it grows
-    HOT_TURNS = 50             # turns in a window of HOT_WINDOW that make a stream hot: 5,000 a second
+    FULL_TURNS = 8             # consecutive turns that filled a small pipe before it grows
+    EMPTY_TURNS = 2            # of a hot stream, after which it is not hot any more
+    HOT_TURNS = 50             # turns in HOT_WINDOW that make a stream hot: 5,000 a second
     HOT_WINDOW = 10 * MILLISECOND
     GATHER_TIME = 200 * MICROSECOND
     COOL_TIME = 1 * SECOND     # a grown pipe that moved nothing for so long shrinks
@@ -73,7 +73,10 @@ cdef struct Stream:
     uint8_t blocked            # the sink is full: the source's events mean nothing
     uint8_t finishing          # the end is where nothing more can be read now
     uint8_t merging            # small fragments filled the sink's slots: copy, to merge them
-    uint8_t gathering          # hot: the source's events are off
+    uint8_t muted              # the source's events are off: it is hot, or the sink is full
+    uint8_t hot                # small writes come so fast that they are gathered
+    uint8_t empty_turns        # consecutive, while hot
+    uint8_t stuck              # its pipes cannot grow
 
 cdef struct Relay:
     int epoll
@@ -258,18 +261,22 @@ cdef inline bint has_reader(int fd) noexcept nogil:
     return not asked.revents & POLLERR
 
 
+cdef inline bint is_fragmented(int sink) noexcept nogil:
+    """Whether short fragments hold all slots of a pipe that has room for their bytes."""
+    cdef int queued = SMALL_PIPE
+    ioctl(sink, FIONREAD, &queued)
+    return queued < SMALL_PIPE // 4 and not writable(sink)    # still: nobody has read meanwhile
+
+
 cdef inline int waits(Stream *stream) noexcept nogil:
     """Nothing moved: EAGAIN. Find out which side it was, for splice(2) does not say."""
-    cdef int queued = 0
     if writable(stream.sink):
         if stream.finishing:
             return OVER
         stream.hung_up = False    # a FIFO's writer may have come back
         return IDLE
-    # Every fragment holds a slot of the sink, however short it is.
-    ioctl(stream.sink, FIONREAD, &queued)
-    stream.merging = queued < SMALL_PIPE // 4
-    if stream.merging:
+    if is_fragmented(stream.sink):
+        stream.merging = True
         return AGAIN
     stream.blocked = True
     return IDLE
@@ -330,9 +337,10 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
     cdef Stream *stream = &relay.streams[slot]
     cdef char *rest = relay.rest + <size_t>slot * CHUNK
     cdef uint64_t moved = 0
+    cdef uint64_t most = CHUNK if stream.merging else TURN
     cdef ssize_t size
     cdef int outcome
-    while moved < TURN:
+    while moved < most:
         if not write_rest(relay, stream, rest):
             return IDLE
         if stream.error:
@@ -348,57 +356,76 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
         moved += size
         stream.offset = 0
         stream.pending = <uint32_t>size
-        if stream.merging and size == CHUNK:
-            stream.merging = False    # not small any more
     return AGAIN
 
 
 # ---- hot streams
 
-cdef inline void arm(Relay *relay, uint32_t slot) noexcept nogil:
+cdef inline void listen(Relay *relay, uint32_t slot) noexcept nogil:
     """Turn the source's events on again; the kernel reports at once what is there already."""
     cdef Stream *stream = &relay.streams[slot]
-    if stream.gathering:
-        stream.gathering = False
+    if stream.muted:
+        stream.muted = False
         watch(relay, EPOLL_CTL_MOD, stream.source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
+
+
+cdef inline void mute(Relay *relay, uint32_t slot) noexcept nogil:
+    """Turn the source's events off: every write would bring one."""
+    cdef Stream *stream = &relay.streams[slot]
+    if not stream.muted:
+        stream.muted = True
+        watch(relay, EPOLL_CTL_MOD, stream.source, SOURCE_TAG, slot, 0)
 
 
 cdef inline void gather(Relay *relay, uint32_t slot) noexcept nogil:
     """Look at this stream again in GATHER_TIME, and hear nothing of it until then."""
-    cdef Stream *stream = &relay.streams[slot]
-    if not stream.gathering:
-        stream.gathering = True
-        watch(relay, EPOLL_CTL_MOD, stream.source, SOURCE_TAG, slot, 0)
-    stream.due = relay.now + GATHER_TIME
+    mute(relay, slot)
+    relay.streams[slot].due = relay.now + GATHER_TIME
     enter(relay, slot, GATHER)
 
 
-cdef inline bint is_hot(Relay *relay, Stream *stream, uint64_t moved) noexcept nogil:
-    """Whether small turns come so fast that waiting for more costs less than each of them."""
-    cdef bint hot = False
+cdef inline uint64_t capacity(Stream *stream) noexcept nogil:
+    return BIG_PIPE if stream.grown else SMALL_PIPE
+
+
+cdef inline void take_temperature(Relay *relay, Stream *stream, uint64_t moved) noexcept nogil:
+    """Hot: turns that leave room come so fast that waiting costs less than each of them."""
     stream.window_turns += 1
     stream.window_bytes += moved
     if stream.window_turns >= HOT_TURNS:
-        hot = (relay.now - stream.window < HOT_WINDOW
-               and stream.window_bytes < <uint64_t>stream.window_turns * SMALL)
+        stream.hot = (relay.now - stream.window < HOT_WINDOW
+                      and stream.window_bytes < stream.window_turns * capacity(stream) // 2)
         stream.window = relay.now
         stream.window_turns = 0
         stream.window_bytes = 0
-    return hot
+        stream.empty_turns = 0
 
 
-cdef inline void rest_or_gather(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
+cdef inline void gather_on(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
+    """A hot stream has had its turn: wait again, unless it has cooled or its pipe was full."""
+    cdef Stream *stream = &relay.streams[slot]
+    stream.empty_turns = 0 if moved else stream.empty_turns + 1
+    if stream.empty_turns >= EMPTY_TURNS:
+        stream.hot = False
+        listen(relay, slot)
+    elif moved >= capacity(stream) * 3 // 4 and not may_grow(relay, stream):
+        enter(relay, slot, RUN)    # the writer may stand before it
+    else:
+        gather(relay, slot)
+
+
+cdef inline void rest(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
     """After a turn that emptied the source or filled the sink."""
     cdef Stream *stream = &relay.streams[slot]
-    if stream.party != NOBODY or stream.hung_up or stream.blocked:
-        arm(relay, slot)
-    elif stream.gathering:
-        if 0 < moved < SMALL_PIPE // 2:
-            gather(relay, slot)
-        else:
-            arm(relay, slot)
-    elif is_hot(relay, stream, moved):
-        gather(relay, slot)
+    if stream.blocked:
+        mute(relay, slot)
+    elif stream.party != NOBODY or stream.hung_up:
+        listen(relay, slot)
+    elif stream.hot:
+        gather_on(relay, slot, moved)
+    else:
+        take_temperature(relay, stream, moved)
+        listen(relay, slot)
 
 
 # ---- growing pipes
@@ -413,20 +440,24 @@ cdef inline bint resize_pipes(Stream *stream, int size) noexcept nogil:
     return True
 
 
+cdef inline bint may_grow(Relay *relay, Stream *stream) noexcept nogil:
+    return (stream.way == SPLICE and not stream.grown and not stream.stuck
+            and relay.grown_count < relay.grown_most)
+
+
 cdef inline void maybe_grow(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
+    """Grow the pipes of a stream that keeps filling them."""
     cdef Stream *stream = &relay.streams[slot]
-    if stream.way != SPLICE or stream.grown:
-        return
-    if moved < SMALL_PIPE - SMALL:
+    if moved < SMALL_PIPE * 3 // 4 or not may_grow(relay, stream):
         stream.full_turns = 0
         return
     stream.full_turns += 1
-    if stream.full_turns < FULL_TURNS or relay.grown_count >= relay.grown_most:
-        stream.full_turns = min(stream.full_turns, <uint8_t>FULL_TURNS)
+    if stream.full_turns < FULL_TURNS:
         return
     stream.full_turns = 0
-    if resize_pipes(stream, BIG_PIPE):
-        stream.grown = True
+    stream.grown = resize_pipes(stream, BIG_PIPE)
+    stream.stuck = not stream.grown    # EPERM, EBUSY: leave it as it is
+    if stream.grown:
         stream.ticked = stream.bytes
         relay.grown[relay.grown_count] = slot
         relay.grown_count += 1
@@ -517,6 +548,7 @@ cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
         outcome = splice_turn(stream)
     else:
         outcome = copy_turn(relay, slot)
+        stream.merging = stream.pending != 0    # what did not fit goes first
     moved = stream.bytes - before
     if moved and stream.party == TO_FRONT:
         relay.asked = True
@@ -529,7 +561,7 @@ cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
     if outcome == AGAIN:
         enter(relay, slot, RUN)
     else:
-        rest_or_gather(relay, slot, moved)
+        rest(relay, slot, moved)
 
 
 cdef inline void relay_event(Relay *relay, uint64_t tag, uint32_t slot, uint32_t generation,
