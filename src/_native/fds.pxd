@@ -82,7 +82,8 @@ cdef inline int receive_parcel(int socket, Parcel *parcel) noexcept nogil:
     message.msg_iov = &vector
     message.msg_iovlen = 1
     message.msg_control = control
-    message.msg_controllen = CMSG_SPACE(RECORD_DESCRIPTORS * sizeof(int))
+    # Not CMSG_SPACE: the kernel fills its padding with one descriptor more than the parcel holds.
+    message.msg_controllen = CMSG_LEN(RECORD_DESCRIPTORS * sizeof(int))
     size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC)
     while size < 0:
         if errno != EINTR:

@@ -12,18 +12,18 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from channel cimport (Channel, channel_attach, channel_detach, channel_flush, channel_open,
                       channel_send)
-from clock cimport FOREVER, MILLISECOND, SECOND, monotonic
+from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
 from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
 from linux cimport *
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_serve,
                        listeners_close, listeners_pause)
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
-                     process_add, process_exited, process_free, reaper_open,
+                     forget_serials, process_add, process_exited, process_free, reaper_open,
                      release, signal_process, spawn_started, track)
 from relay cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
                     relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish, relay_forget,
                     relay_open, relay_resize, relay_run, relay_timers, relay_unhold)
-from spawner cimport spawner_start
+from spawner cimport CANNOT_EXECUTE, spawner_start
 from table cimport NONE, map_find
 cimport wire
 from wire cimport Record
@@ -64,6 +64,7 @@ cdef struct Keeper:
     uint64_t front_due           # when to start a front; FOREVER: one runs
     uint64_t front_delay
     bint front_served            # the present front has said READY
+    bint asked_to_end            # by SIGTERM; each new front is told, too
     uint64_t asked_since         # since when the front owes a sign of life; 0: it does not
     uint64_t pinged_at           # 0: not asked
     uint64_t stop_due            # FOREVER: go on
@@ -81,36 +82,45 @@ cdef int start_spawner(Keeper *k) noexcept nogil:
     return epoll_ctl(k.epoll, EPOLL_CTL_ADD, k.spawner, &event)
 
 
-cdef void spawn_failed(Keeper *k, uint32_t slot, uint64_t serial, int error) noexcept nogil:
-    """Answer a spawn that started nothing."""
+cdef void spawn_failed(Keeper *k, uint32_t slot, int error) noexcept nogil:
+    """Answer a spawn that started nothing; where nobody waits for that, it is an exit."""
     cdef Record reply
-    cdef uint64_t id = k.reaper.processes[slot].id
-    process_free(&k.reaper, slot)
-    if id == FRONT_ID:
-        front_gone(k)
+    cdef Process *process = &k.reaper.processes[slot]
+    if process.id != FRONT_ID and process.serial == 0:
+        k.reaper.errors[slot] = error
+        process_exited(&k.reaper, slot, CANNOT_EXECUTE, realtime())
+        report_exits(k)
         return
     memset(&reply, 0, sizeof(reply))
     reply.kind = wire.SPAWN
-    reply.serial = serial
-    reply.id = id
+    reply.serial = process.serial
+    reply.id = process.id
     reply.error = error
-    channel_send(&k.channel, &reply)
+    process_free(&k.reaper, slot)
+    if reply.id == FRONT_ID:
+        front_gone(k)
+    else:
+        channel_send(&k.channel, &reply)
 
 
 cdef void spawn(Keeper *k, Parcel *parcel) noexcept nogil:
     """Pass a request on to the spawner; the answer comes as its record. Borrows the parcel."""
     cdef uint32_t slot = process_add(&k.reaper, parcel.record.id)
+    cdef bint taken
     cdef int error
     if slot == NONE:
-        parcel.record.error = EEXIST
-        channel_send(&k.channel, &parcel.record)
+        taken = map_find(&k.reaper.ids, parcel.record.id) != NONE
+        parcel.record.error = EEXIST if taken else ENFILE
+        if parcel.record.serial:
+            channel_send(&k.channel, &parcel.record)
         return
     k.reaper.processes[slot].bits |= BITS_SPAWN
+    k.reaper.processes[slot].serial = parcel.record.serial
     k.reaper.unfinished += 1
     parcel.record.number = slot
     error = send_parcel(k.spawner, parcel) if k.spawner >= 0 else EAGAIN
     if error:
-        spawn_failed(k, slot, parcel.record.serial, error)
+        spawn_failed(k, slot, error)
 
 
 cdef void spawner_answers(Keeper *k) noexcept nogil:
@@ -123,10 +133,13 @@ cdef void spawner_answers(Keeper *k) noexcept nogil:
             parcel.record.error = 0      # it runs; only the pidfd found no room
         if slot < k.reaper.used and k.reaper.processes[slot].id == parcel.record.id:
             if parcel.record.error:
-                spawn_failed(k, slot, parcel.record.serial, parcel.record.error)
+                spawn_failed(k, slot, parcel.record.error)
             else:
+                parcel.record.serial = k.reaper.processes[slot].serial
+                k.reaper.processes[slot].serial = 0
                 spawn_started(&k.reaper, slot, parcel.record.pid, take(&parcel, 0))
-                channel_send(&k.channel, &parcel.record)
+                if parcel.record.serial:
+                    channel_send(&k.channel, &parcel.record)
                 report_exits(k)
         discard(&parcel)
         error = receive_parcel(k.spawner, &parcel)
@@ -140,8 +153,8 @@ cdef void spawner_gone(Keeper *k) noexcept nogil:
     drop(&k.spawner)
     for slot in range(k.reaper.used):
         process = &k.reaper.processes[slot]
-        if process.bits & BITS_SPAWN and process.pid == 0:
-            spawn_failed(k, slot, 0, EIO)
+        if process.bits & BITS_LIVE and not process.bits & BITS_EXITED and process.pid == 0:
+            spawn_failed(k, slot, EIO)
     start_spawner(k)
 
 
@@ -173,6 +186,7 @@ cdef void front_gone(Keeper *k) noexcept nogil:
     channel_detach(&k.channel)
     listeners_pause(&k.listeners)
     relay_drop_front(&k.relay)
+    forget_serials(&k.reaper)
     if k.front_served:
         k.front_delay = 0
     k.front_due = k.now + k.front_delay
@@ -256,6 +270,13 @@ cdef void report_ends(Keeper *k) noexcept nogil:
         slot = k.relay.first[ENDED_LIST]
 
 
+cdef void report_terminate(Keeper *k) noexcept nogil:
+    cdef Record report
+    memset(&report, 0, sizeof(report))
+    report.kind = wire.TERMINATE
+    channel_send(&k.channel, &report)
+
+
 cdef void describe_process(Process *process, Record *record) noexcept nogil:
     memset(record, 0, sizeof(Record))
     record.kind = wire.PROCESS
@@ -296,6 +317,8 @@ cdef void snapshot(Keeper *k) noexcept nogil:
         record.kind = wire.LISTENER
         record.id = k.listeners.all[i].id
         channel_send(&k.channel, &record)
+    if k.asked_to_end:
+        report_terminate(k)
 
 
 # ---- requests
@@ -402,13 +425,10 @@ cdef void front_speaks(Keeper *k) noexcept nogil:
 
 cdef void on_signal(Keeper *k) noexcept nogil:
     cdef signalfd_siginfo info
-    cdef Record report
-    cdef siginfo_t state
     while read(k.signals, &info, sizeof(info)) == sizeof(info):
         if info.ssi_signo == <uint32_t>SIGTERM:
-            memset(&report, 0, sizeof(report))
-            report.kind = wire.TERMINATE
-            channel_send(&k.channel, &report)
+            k.asked_to_end = True
+            report_terminate(k)
     collect(&k.reaper)
     report_exits(k)
 

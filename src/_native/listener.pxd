@@ -60,6 +60,8 @@ cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket) noex
 cdef inline int listener_serve(Listeners *listeners, uint64_t id, int front) noexcept nogil:
     """Accept from now on, for the front behind the O_PATH descriptor `front`; takes it."""
     cdef uint32_t i
+    if front < 0:
+        return EINVAL
     for i in range(listeners.count):
         if listeners.all[i].id == id:
             drop(&listeners.all[i].front)

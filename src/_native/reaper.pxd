@@ -22,6 +22,7 @@ cdef struct Process:
     uint64_t id
     uint64_t time            # of the exit, ns since the epoch
     uint64_t began           # of the spawn: exits from here on may belong to it
+    uint64_t serial          # of the spawn's request, until it is answered
     int32_t pid
     int pidfd                # owned; -1 once the exit is known
     uint32_t status
@@ -114,6 +115,13 @@ cdef inline void process_exited(Reaper *reaper, uint32_t slot, uint32_t status,
     process.bits |= BITS_EXITED
     reaper.news[reaper.news_count] = slot    # each slot ends once before the keeper looks
     reaper.news_count += 1
+
+
+cdef inline void forget_serials(Reaper *reaper) noexcept nogil:
+    """Who asked for these spawns is gone; to the next front its serials mean something else."""
+    cdef uint32_t slot
+    for slot in range(reaper.used):
+        reaper.processes[slot].serial = 0
 
 
 cdef inline Unclaimed *find_unclaimed(Reaper *reaper, int32_t pid, uint64_t since) noexcept nogil:

@@ -28,7 +28,7 @@ cdef enum:
     STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: the bytes its client has read
     LISTENER = 24    # snapshot: listener `id`
     PING = 25
-    TERMINATE = 26   # the keeper was asked to end (SIGTERM)
+    TERMINATE = 26   # the keeper was asked to end (SIGTERM); a snapshot repeats it
 
 cdef enum:
     OUTPUT = 1       # RELAY: the hold is a read end of the sink, kept until the stream's end

@@ -29,12 +29,17 @@ os.close(3)
 link.recv(1)
 """
 BOOT = """
-import sys
+import resource, sys
 sys.path.insert(0, sys.argv[1])
 from shim.keeper.start import become_keeper
+if sys.argv[4]:
+    soft, hard = map(int, sys.argv[4].split(":"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 become_keeper([sys.executable, "-I", "-S", "-c", sys.argv[2], sys.argv[3]],
-              [int(text) for text in sys.argv[4:]])
+              [int(text) for text in sys.argv[5:]])
 """
+# A library for the keeper alone (LD_PRELOAD): scripts/sanitize gives it the sanitizers'.
+PRELOAD = os.environ.get("DENSESHIM_TEST_PRELOAD", "")
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 PATIENCE = 20.0
 
@@ -83,6 +88,12 @@ class Front:
                 return record
             self.reports.append(record)
 
+    def exited(self, id: int) -> Record:
+        """The report of a process's exit, which is then forgotten."""
+        record = self.report(Kind.EXITED, id)
+        assert self.ask(Kind.FORGET, id=id).error == 0
+        return record
+
     def snapshot(self) -> list[Record]:
         """Everything the keeper holds."""
         kept, self.reports = self.reports, []
@@ -128,19 +139,31 @@ class Front:
         return inner
 
 
-class Keeper:
-    """A keeper process; `front` is the channel of its present front."""
+def keeper_environment() -> dict[str, str]:
+    """What a process needs that imports the native modules."""
+    return {**os.environ, "LD_PRELOAD": PRELOAD} if PRELOAD else dict(os.environ)
 
-    def __init__(self, folder: Path, listeners: tuple[int, ...] = ()) -> None:
+
+class Keeper:
+    """A keeper process; `front` is the channel of its present front.
+
+    `files` are the limits of descriptors (soft, hard) that its launcher has.
+    """
+
+    def __init__(
+        self, folder: Path, listeners: tuple[int, ...] = (), files: tuple[int, int] | None = None
+    ) -> None:
         self._rendezvous = socket.socket(socket.AF_UNIX)
         self._rendezvous.bind(str(folder / "front.sock"))
         self._rendezvous.listen(8)
         self._rendezvous.settimeout(PATIENCE)
-        arguments = [FRONT, str(folder / "front.sock"), *map(str, listeners)]
+        limit = f"{files[0]}:{files[1]}" if files else ""
+        arguments = [FRONT, str(folder / "front.sock"), limit, *map(str, listeners)]
         self.process = subprocess.Popen(
             [sys.executable, "-c", BOOT, SOURCE, *arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=listeners,
+            env=keeper_environment(),
             start_new_session=True,
         )
         self.front = self.next_front()
@@ -179,10 +202,10 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def keeper(*listeners: int) -> Iterator[Keeper]:
+def keeper(*listeners: int, files: tuple[int, int] | None = None) -> Iterator[Keeper]:
     """A keeper for the block; it must end in good order when asked to."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Keeper(Path(folder), listeners)
+        made = Keeper(Path(folder), listeners, files)
         try:
             yield made
             made.stop()
@@ -190,6 +213,7 @@ def keeper(*listeners: int) -> Iterator[Keeper]:
         finally:
             if made.process.poll() is None:
                 made.kill()
+            made.front.close()
 
 
 def wait_until(condition: object, what: str, limit: float = PATIENCE) -> None:
