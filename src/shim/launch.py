@@ -7,6 +7,7 @@ How the daemon launches a shim). The process becomes the keeper.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -60,8 +61,7 @@ def launch(own_socket: Path | None, debug: bool) -> None:
         raise CannotStart("must run as root")
     if not (own_socket or _is_listening(INHERITED)):
         raise CannotStart("descriptor 3 is no listening unix socket; or give --socket PATH")
-    state = state_directory(bundle)
-    _lock(state, bundle)
+    state = _locked_state(bundle)
     if _has_own_mounts():
         make_slave_root()
     listener = INHERITED if own_socket is None else _listen(own_socket)
@@ -83,14 +83,26 @@ def state_directory(bundle: Path) -> Path:
     return STATE / key
 
 
-def _lock(state: Path, bundle: Path) -> None:
-    """One shim per bundle: the keeper holds this lock, by a descriptor it never closes."""
-    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _locked_state(bundle: Path) -> Path:
+    """One shim per bundle: the keeper holds a lock, by a descriptor that it never closes.
+
+    A shim that ends removes its directory, maybe between our looks: then there is a new one.
+    """
+    while True:
+        state = state_directory(bundle)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            _acquire(lock, bundle)
+            if os.path.samestat(os.fstat(lock), os.stat(state / "lock")):
+                os.set_inheritable(lock, True)
+                return state
+
+
+def _acquire(lock: int, bundle: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise CannotStart(f"a shim is alive on bundle {bundle}; call it, or kill it") from error
-    os.set_inheritable(lock, True)
 
 
 def _is_listening(descriptor: int) -> bool:
