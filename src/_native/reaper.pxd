@@ -21,7 +21,7 @@ cdef enum:
 cdef struct Process:
     uint64_t id
     uint64_t time            # of the exit, ns since the epoch
-    uint64_t began           # of the spawn: exits from here on may belong to it
+    uint64_t began           # of the spawn: unclaimed exits from this count on may belong to it
     uint64_t serial          # of the spawn's request, until it is answered
     int32_t pid
     int pidfd                # owned; -1 once the exit is known
@@ -80,7 +80,7 @@ cdef inline uint32_t process_add(Reaper *reaper, uint64_t id) noexcept nogil:
     process.id = id
     process.pidfd = -1
     process.bits = BITS_LIVE
-    process.began = realtime()
+    process.began = reaper.unclaimed_count
     reaper.errors[slot] = 0
     map_put(&reaper.ids, id, slot)
     return slot
@@ -125,17 +125,17 @@ cdef inline void forget_serials(Reaper *reaper) noexcept nogil:
 
 
 cdef inline Unclaimed *find_unclaimed(Reaper *reaper, int32_t pid, uint64_t since) noexcept nogil:
-    """The latest kept exit of `pid` at or after `since`; NULL when there is none."""
-    cdef uint64_t oldest = 0
+    """The latest kept exit of `pid` from the count `since` on; NULL when there is none.
+
+    Counted, not timed: the clock may be set back while a spawn runs.
+    """
     cdef uint64_t i = reaper.unclaimed_count
     cdef Unclaimed *found
     if i > UNCLAIMED:
-        oldest = i - UNCLAIMED
-    while i > oldest:
+        since = max(since, i - UNCLAIMED)
+    while i > since:
         i -= 1
         found = &reaper.unclaimed[i % UNCLAIMED]
-        if found.time < since:
-            return NULL
         if found.pid == pid:
             return found
     return NULL
@@ -218,15 +218,13 @@ cdef inline void collect(Reaper *reaper) noexcept nogil:
 
 
 cdef inline int release(Reaper *reaper, uint64_t id) noexcept nogil:
-    """A spawn's window closes: what was unclaimed stays so, once no other spawn is open."""
+    """A spawn's window closes: what it has not claimed is nobody's, or another open spawn's."""
     cdef uint32_t slot = map_find(&reaper.ids, id)
     if slot == NONE:
         return ESRCH
     if reaper.processes[slot].bits & BITS_SPAWN:
         reaper.processes[slot].bits &= ~BITS_SPAWN
         reaper.unfinished -= 1
-    if reaper.unfinished == 0:
-        reaper.unclaimed_count = 0
     return 0
 
 
