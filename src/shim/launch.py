@@ -96,6 +96,7 @@ def _locked_state(bundle: Path) -> Path:
             if os.path.samestat(os.fstat(lock), os.stat(state / "lock")):
                 os.set_inheritable(lock, True)
                 return state
+            os.close(lock)
 
 
 def _acquire(lock: int, bundle: Path) -> None:

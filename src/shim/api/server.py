@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -15,7 +15,6 @@ from shim._pb.containerd.v1.services.shim.shim_pb2_grpc import (
     ShimServicer,
     add_ShimServicer_to_server,
 )
-from shim._pb.containerd.v1.types import types_pb2
 from shim.api import convert
 from shim.api.codes import code_of
 from shim.errors import ShimError
@@ -132,10 +131,8 @@ class Service(ShimServicer):
         await self._shim.close_stdin(request.pid)
         return Empty()
 
-    async def Events(
-        self, request: shim_pb2.EventsRequest, context: Context
-    ) -> AsyncIterator[types_pb2.Event]:
-        """An event counts as delivered when the next one is asked for: its write has ended."""
+    async def Events(self, request: shim_pb2.EventsRequest, context: Context) -> None:
+        """An event counts as delivered when its write has ended."""
         subscription = self._shim.events()
         try:
             # The headers tell the caller that from now on nothing is missed.
