@@ -3,7 +3,7 @@
 Every reader gets every event that is published while it listens, and before them those that
 no reader has had so far. An event has been had once a reader says `delivered`. So a reader that
 goes away leaves nothing behind that the next one would miss, and nobody gets an event twice,
-except after the death of the process: then the journal's events are undelivered again.
+except after the death of the process: then the one that was on its way may come again, first.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class EventLog:
         self._undelivered: OrderedDict[int, Event] = OrderedDict()
         self._subscriptions: set[Subscription] = set()
         self._lines = 0  # in the journal
+        self._unrecorded: set[int] = set()  # what the journal could not take
         self.dropped = 0  # undelivered events given up, because there were more than LIMIT
         for event in journal.load():
             self._lines += 1
@@ -52,6 +53,7 @@ class EventLog:
         try:
             self._record(event)
         except OSError as error:
+            self._unrecorded.add(number)
             _log.error("event not in the journal: %s: %s", event, error)
         for subscription in list(self._subscriptions):
             subscription._put(number, event)
@@ -70,7 +72,8 @@ class EventLog:
         number = next(self._numbers)
         self._undelivered[number] = event
         if len(self._undelivered) > LIMIT:
-            _, lost = self._undelivered.popitem(last=False)
+            oldest, lost = self._undelivered.popitem(last=False)
+            self._strike(oldest)
             self.dropped += 1
             _log.error("too many undelivered events; dropped (%d by now): %s", self.dropped, lost)
         return number
@@ -80,19 +83,34 @@ class EventLog:
             self._journal.append(event)
             self._lines += 1
         else:
-            # A reader that is never quite done would make the file grow for ever.
-            self._journal.rewrite(self._undelivered.values())
-            self._lines = len(self._undelivered)
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """A reader that is never quite done would make the file grow for ever."""
+        self._journal.rewrite(self._undelivered.values())
+        self._lines = len(self._undelivered)
+        self._unrecorded.clear()
 
     def _delivered(self, number: int) -> None:
-        self._undelivered.pop(number, None)
-        if not self._undelivered and self._lines:
-            try:
+        if self._undelivered.pop(number, None) is not None:
+            self._strike(number)
+
+    def _strike(self, number: int) -> None:
+        """Take the oldest event off the journal: events are delivered, or dropped, in order."""
+        try:
+            if not self._undelivered:
                 self._journal.clear()
-            except OSError as error:
-                _log.error("delivered events stay in the journal: %s", error)
-            else:
                 self._lines = 0
+                self._unrecorded.clear()
+            elif number in self._unrecorded:
+                self._unrecorded.remove(number)
+            elif self._lines < 2 * LIMIT:
+                self._journal.strike()
+                self._lines += 1
+            else:
+                self._rewrite()
+        except OSError as error:
+            _log.error("a delivered event stays in the journal: %s", error)
 
     def _leave(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)

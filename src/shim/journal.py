@@ -1,9 +1,13 @@
-"""Events that nobody has yet, in a file, so that they outlive the process that saw them."""
+"""Events that nobody has yet, in a file, so that they outlive the process that saw them.
+
+Each line is an event, or strikes off the oldest one before it that is not struck off yet.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +15,12 @@ from pathlib import Path
 from shim.model import Event, EventType
 from shim.store import CorruptState
 
+_STRIKE = b"-"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Journal:
-    """An append-only file with one JSON line per event; made (mode 0600) if it is not there.
+    """An append-only file of lines, JSON for events; made (mode 0600) if it is not there.
 
     Owns a descriptor from construction to `close`, so that appending needs none. One process
     writes at a time. Everything raises OSError. Nothing is synced, as in `shim.store`.
@@ -29,8 +34,12 @@ class Journal:
         """Add `event` by one write(2); when it fails, nothing of it stays in the file."""
         self._append(_encode(event))
 
+    def strike(self) -> None:
+        """Take off the oldest event that is left; raises as `append` does."""
+        self._append(_STRIKE + b"\n")
+
     def load(self) -> list[Event]:
-        """All events of the file, in order; a torn last line is cut off.
+        """The events that are left, in order; a torn last line is cut off.
 
         Raises CorruptState, naming file and line, for any other line that is no event.
         """
@@ -38,8 +47,13 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.ftruncate(self._file, whole)
-        lines = data[:whole].splitlines()
-        return [_decode(line, f"{self._path}:{n}") for n, line in enumerate(lines, start=1)]
+        events: deque[Event] = deque()
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            if line == _STRIKE and events:
+                events.popleft()
+            else:
+                events.append(_decode(line, f"{self._path}:{number}"))
+        return list(events)
 
     def clear(self) -> None:
         """Forget all events."""

@@ -141,9 +141,35 @@ async def test_the_journal_keeps_what_nobody_has_and_is_emptied_then(log, journa
     reader = log.subscribe()
     publish(log, 1, 2)
     await take(reader, 1)
-    assert [one.pid for one in journal.load()] == [1, 2]
+    assert [one.pid for one in journal.load()] == [2]
     await take(reader, 1)
     assert journal.load() == []
+
+
+async def test_what_has_been_delivered_is_not_told_by_the_next_process(log, journal):
+    publish(log, 1, 2, 3)
+    await take(log.subscribe(), 2)
+    assert await take(EventLog(journal).subscribe(), 1) == [3]
+
+
+async def test_what_was_dropped_is_struck_off(log, journal, monkeypatch):
+    monkeypatch.setattr(events, "LIMIT", 2)
+    publish(log, 1, 2, 3)
+    await take(log.subscribe(), 1)
+    assert [one.pid for one in journal.load()] == [3]
+
+
+async def test_what_the_journal_never_had_is_not_struck_off(log, journal, monkeypatch):
+    def full(event):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append", full)
+        publish(log, 1)
+    publish(log, 2)
+    reader = log.subscribe()
+    await take(reader, 1)
+    assert [one.pid for one in journal.load()] == [2]
 
 
 async def test_a_new_process_goes_on_from_the_journal(log, journal):
@@ -194,7 +220,7 @@ async def test_the_journal_is_bounded_though_never_empty(log, journal):
     for number in range(1, 2 * events.LIMIT + 2):
         publish(log, number)
         await take(reader, 1)
-    assert [one.pid for one in journal.load()] == [number - 2, number - 1, number]
+    assert [one.pid for one in journal.load()] == [number]
 
 
 async def test_publishing_goes_on_without_the_journal(log, journal, monkeypatch, caplog):
@@ -209,18 +235,17 @@ async def test_publishing_goes_on_without_the_journal(log, journal, monkeypatch,
 
 
 class Model:
-    """What must come out: lists of what nobody has, of the journal, and one per reader."""
+    """What must come out: lists of what nobody has, which the journal has, and one per reader."""
 
     def __init__(self):
         self.undelivered = []
-        self.journal = []
         self.queues = {}
         self.taken = {}
         self.published = 0
 
     def publish(self):
         self.published += 1
-        for queue in (self.undelivered, self.journal, *self.queues.values()):
+        for queue in (self.undelivered, *self.queues.values()):
             queue.append(self.published)
 
     def subscribe(self, name):
@@ -234,8 +259,6 @@ class Model:
         number = self.taken[name].pop(0)
         if number in self.undelivered:
             self.undelivered.remove(number)
-        if not self.undelivered:
-            self.journal = []
         return number
 
     def close(self, name):
@@ -293,7 +316,7 @@ def test_it_does_what_the_model_does(tmp_path_factory, operations):
         run = Run(EventLog(journal))
         for operation, which in operations:
             await run.step(operation, which)
-        assert [one.pid for one in journal.load()] == run.model.journal
+        assert [one.pid for one in journal.load()] == run.model.undelivered
         last, expected = run.log.subscribe(), run.model.undelivered
         assert await take(last, len(expected), deliver=False) == expected
 

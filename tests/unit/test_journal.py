@@ -82,6 +82,23 @@ def test_a_line_that_is_no_event_is_named(journal, path, line):
         journal.load()
 
 
+def test_a_strike_takes_off_the_oldest_that_is_left(journal, path):
+    for event in EVENTS:
+        journal.append(event)
+    journal.strike()
+    journal.strike()
+    assert loaded(path) == EVENTS[2:]
+    journal.append(EVENTS[0])
+    journal.strike()
+    assert loaded(path) == EVENTS[:1]
+
+
+def test_a_strike_without_an_event_is_named(journal, path):
+    journal.strike()
+    with pytest.raises(CorruptState, match=f"{path}:1"):
+        journal.load()
+
+
 def test_rewrite_replaces_all_and_appending_goes_on(journal, path):
     for event in EVENTS:
         journal.append(event)
