@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 STATE = Path("/run/denseshim")
+RUNC = Path("/run/runc")
 PATIENCE = 5.0
 
 
 # Another run of the tests, beside this one, has its own guard.
 _TEST_ID = re.compile(r"denseshim-test-([0-9]+)-")
-_TEST_RUN = re.compile(r"(-m |/)pytest ")
 
 
 def _is_anothers_id(text: str) -> bool:
@@ -30,14 +30,23 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
-def _is_anothers_process(pid: int) -> bool:
-    """Whether `pid` descends from another run of the tests, and not from this one."""
+def _ancestors(pid: int) -> list[int]:
+    """From the parent upwards; shorter when one of them ends meanwhile."""
+    found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        while pid > 1 and pid != os.getpid():
-            if _TEST_RUN.search(_command(pid)):
-                return True
+        while pid > 1:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return False
+            found.append(pid)
+    return found
+
+
+def _is_anothers_process(pid: int, shims: Collection[int]) -> bool:
+    """Whether a program beside this one has started the shim that `pid` is of.
+
+    What this one has started and lost is a child of one of its ancestors: of a subreaper.
+    """
+    starter = next((parent for parent in _ancestors(pid) if parent not in shims), 0)
+    return starter not in (0, os.getpid(), *_ancestors(os.getpid()))
 
 
 def _descriptors() -> set[str]:
@@ -64,8 +73,10 @@ def _all_shims() -> dict[int, str]:
 
 
 def _shims() -> set[str]:
-    rows = _all_shims().items()
-    return {f"{pid} {command}" for pid, command in rows if not _is_anothers_process(pid)}
+    found = _all_shims()
+    return {
+        f"{pid} {command}" for pid, command in found.items() if not _is_anothers_process(pid, found)
+    }
 
 
 def _children() -> set[str]:
@@ -87,13 +98,14 @@ def _cgroups() -> set[str]:
 
 def _state() -> set[str]:
     there = set(os.listdir(STATE)) if STATE.exists() else set()
-    others = [line for pid, line in _all_shims().items() if _is_anothers_process(pid)]
+    shims = _all_shims()
+    others = [line for pid, line in shims.items() if _is_anothers_process(pid, shims)]
     return {name for name in there if not any(str(STATE / name) in line for line in others)}
 
 
 def _containers() -> set[str]:
-    listed = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True)
-    return {id for id in listed.stdout.split() if not _is_anothers_id(id)}
+    there = os.listdir(RUNC) if RUNC.exists() else ()
+    return {id for id in there if not _is_anothers_id(id)}
 
 
 def _threads() -> set[str]:
@@ -120,4 +132,5 @@ def nothing_left() -> Iterator[None]:
     end = time.monotonic() + PATIENCE
     while left := {kind: new for kind, look in KINDS.items() if (new := look() - before[kind])}:
         assert time.monotonic() < end, f"left behind: {left}"
+        gc.collect()  # a broken off call and its connection may be a cycle
         time.sleep(0.01)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ class Launched:
                 cwd=bundle, pass_fds=[number], process_group=0,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
+
+    def wait_for_front(self) -> None:
+        """Return when the shim is all there: keeper, spawner and front."""
+        end = time.monotonic() + PATIENCE
+        while not front_of(self.process.pid):
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < end, "the front does not start"
+            time.sleep(0.005)
 
     def log(self) -> str:
         """What the shim has written to standard error, and should not have."""
@@ -77,6 +86,7 @@ def launched(bundle: Path, *args: str) -> Iterator[Launched]:
     bundle.mkdir(exist_ok=True)
     shim = Launched(bundle, *args)
     try:
+        shim.wait_for_front()
         yield shim
         shim.process.terminate()
         assert shim.process.wait(PATIENCE) == 0, shim.log()

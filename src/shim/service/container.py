@@ -69,6 +69,7 @@ class Container:
         self._record = record
         self._runtime = runtime
         self._turn = asyncio.Lock()
+        self._deleted = False
         self.execs = Execs(host, record, facts.id)
 
     # -- looking
@@ -277,15 +278,18 @@ class Container:
         if process.exit is None:
             raise FailedPrecondition(f"cannot delete process {pid}: it is running; kill it first")
         await process.stdio.drain(f"exec {pid} of container {self.facts.id}")
-        self.execs.remove(process)
+        self.execs.forget(process)
         return process.exit
 
     async def delete(self) -> Exit:
         """Kill what is left, deliver its output, free everything; how the init process ended.
 
-        May be repeated when it failed: each step accepts that it is done already.
+        May be repeated when it failed: each step accepts that it is done already. Raises
+        NotFound once it has succeeded: what is there then may be another container's.
         """
         async with self._turn:
+            if self._deleted:
+                raise NotFound(f"container {self.facts.id} has been deleted")
             await self._end_processes()
             for process in (*self.execs.all(), self.init):
                 await process.stdio.drain(f"process {process.pid} of container {self.facts.id}")
@@ -293,6 +297,7 @@ class Container:
             with contextlib.suppress(NotFound):
                 await runtime.delete(self.facts.id)
             await self._free()
+            self._deleted = True
             assert self.init.exit is not None
             return self.init.exit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from shim.service.stdio import StdioBuilder
 # Seconds for a mount: a file system on a network may take its time, but not for ever.
 MOUNT_LIMIT = 60.0
 
+_log = logging.getLogger(__name__)
+
 
 class Creation:
     """One Create. What it has done so far is taken back when it fails."""
@@ -36,7 +39,7 @@ class Creation:
         self._request = request
         self._bundle = Path(request.bundle)
         self._facts = Facts(
-            request.id, request.bundle, request.runtime, request.no_pivot, len(request.rootfs)
+            request.id, request.bundle, request.runtime, request.no_pivot, mounts=0
         )
 
     async def run(self) -> Container:
@@ -57,8 +60,15 @@ class Creation:
                 return await self._create(runtime, builder, init)
             except BaseException:
                 builder.stdio.cut()
-                await undo(self._host, self._record, self._facts, runtime)
+                await self._take_back(runtime)
                 raise
+
+    async def _take_back(self, runtime: Runtime) -> None:
+        """Undo; what fails of it is logged, for the caller has to learn why Create failed."""
+        try:
+            await undo(self._host, self._record, self._facts, runtime)
+        except (ShimError, OSError) as error:
+            _log.error("container %s is not wholly taken back: %s", self._facts.id, error)
 
     async def _find_runtime(self) -> Runtime:
         make = partial(
@@ -69,7 +79,7 @@ class Creation:
     async def _create(self, runtime: Runtime, builder: StdioBuilder, init: Process) -> Container:
         self._record.save(self._facts, init)
         descriptors = await builder.open()
-        await self._mount()
+        await self._mount(init)
         runtime.pid_file.unlink(missing_ok=True)
         spawn = await launch(
             builder, self._record.directory / "init.tty", self._command(runtime, descriptors, init)
@@ -86,7 +96,10 @@ class Creation:
             spawn.release()
         return container
 
-    async def _mount(self) -> None:
+    async def _mount(self, init: Process) -> None:
+        """Mount the root file system. The record knows first: who finds it knows what to undo."""
+        self._facts.mounts = len(self._request.rootfs)
+        self._record.save(self._facts, init)
         rootfs = self._bundle / "rootfs"
         what = f"mount the root file system on {rootfs}"
         undo_late = partial(unmount_all, rootfs)

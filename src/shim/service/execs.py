@@ -47,9 +47,11 @@ class Execs:
             raise NotFound(f"no process {pid} in container {self._container}")
         return self._by_pid[pid]
 
-    def remove(self, process: Process) -> None:
-        """Forget an exec that has ended."""
-        self._by_pid.pop(process.pid, None)
+    def forget(self, process: Process) -> None:
+        """Forget an exec that has ended. Raises NotFound when that has been done."""
+        if self.find(process.pid) is not process:
+            raise NotFound(f"exec {process.pid} of container {self._container} has been deleted")
+        del self._by_pid[process.pid]
         self._record.remove_exec(process)
 
     async def settle(self) -> None:

@@ -6,6 +6,7 @@ Contract: shim-v1, What each call does. gRPC is translated in `shim.api`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,5 +146,6 @@ class Shim:
         if self._creating:
             raise FailedPrecondition(f"container {self._creating} is still being created")
         if self._container is not None:
-            await self.delete(0)
+            with contextlib.suppress(NotFound):  # another call has deleted it meanwhile
+                await self.delete(0)
         self.ended.set()
