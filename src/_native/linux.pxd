@@ -62,7 +62,7 @@ cdef extern from * nogil:
 
     # errno.h
     int EAGAIN, EBADF, EBUSY, ECHILD, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENFILE
-    int ENOENT, EPERM, EPIPE, EPROTO, ESRCH, ENOTCONN
+    int EPERM, EPIPE, EPROTO, ESRCH
 
     # unistd.h, fcntl.h
     ssize_t read(int fd, void *buffer, size_t count)
@@ -90,7 +90,6 @@ cdef extern from * nogil:
     int fstat(int fd, stat_t *result)
     bint S_ISFIFO(mode_t mode)
     bint S_ISCHR(mode_t mode)
-    bint S_ISSOCK(mode_t mode)
     mode_t umask(mode_t mask)
 
     # sys/ioctl.h
@@ -116,7 +115,7 @@ cdef extern from * nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
     int ds_epoll_wait(int epoll, epoll_event *events, int most, const timespec *limit)
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD
     uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLET
     struct pollfd:
         int fd
@@ -136,9 +135,8 @@ cdef extern from * nogil:
     int signalfd(int fd, const sigset_t *mask, int flags)
     ctypedef void (*handler_t)(int) noexcept
     handler_t signal(int number, handler_t handler)
-    int kill(pid_t pid, int number)
     handler_t SIG_IGN, SIG_DFL
-    int SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE, SIGKILL, SIG_SETMASK, SIG_BLOCK
+    int SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE, SIGKILL, SIG_SETMASK
     int SFD_CLOEXEC, SFD_NONBLOCK
 
     # sys/wait.h
@@ -194,7 +192,7 @@ cdef extern from * nogil:
     size_t CMSG_SPACE(size_t length)
     size_t CMSG_LEN(size_t length)
     int AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET
-    int SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL
+    int SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_TRUNC, MSG_NOSIGNAL
     int MSG_CMSG_CLOEXEC, SHUT_RD, SHUT_WR
 
     # sys/resource.h, sys/prctl.h
@@ -222,4 +220,3 @@ cdef extern from * nogil:
     void *memcpy(void *target, const void *source, size_t count)
     void *memset(void *target, int value, size_t count)
     void *memchr(const void *text, int value, size_t count)
-    size_t strlen(const char *text)

@@ -23,6 +23,7 @@ cdef enum:
     CHUNK = 16 << 10           # bytes of one read(2)
     SMALL_PIPE = 64 << 10      # a pipe's size when it is made
     BIG_PIPE = 1 << 20         # what a busy pipe grows to: the most root without CAP_SYS_RESOURCE gets
+    NEARLY_FULL = 48 << 10     # bytes in a small pipe whose writer may have to wait
     FULL_TURNS = 8             # consecutive turns that filled a small pipe before it grows
     EMPTY_TURNS = 2            # of a hot stream, after which it is not hot any more
     HOT_TURNS = 50             # turns in HOT_WINDOW that make a stream hot: 5,000 a second
@@ -448,7 +449,7 @@ cdef inline bint may_grow(Relay *relay, Stream *stream) noexcept nogil:
 cdef inline void maybe_grow(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
     """Grow the pipes of a stream that keeps filling them."""
     cdef Stream *stream = &relay.streams[slot]
-    if moved < SMALL_PIPE * 3 // 4 or not may_grow(relay, stream):
+    if moved < <uint64_t>NEARLY_FULL or not may_grow(relay, stream):
         stream.full_turns = 0
         return
     stream.full_turns += 1
