@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,10 @@ def become_keeper(front: Sequence[str], listeners: Sequence[int]) -> NoReturn:
 
     front: argv of the front, absolute; it finds its channel on descriptor 3.
     """
-    command = pack(Command(tuple(front), os.environ, descriptors={CHANNEL: -1}))
+    # A front that hangs would not notice the keeper's death by itself.
+    command = pack(
+        Command(tuple(front), os.environ, descriptors={CHANNEL: -1}, death_signal=signal.SIGKILL)
+    )
     for descriptor in (command, *listeners):
         os.set_inheritable(descriptor, True)
     numbers = [str(number) for number in (pipe_budget(), command, *listeners)]

@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 async def recover(host: Host, record: ContainerRecord, held: Held) -> Container | None:
     """The container to go on with, if there is one. Raises CorruptState."""
+    for socket in record.directory.glob("*.tty"):  # its listener was the dead front
+        socket.unlink()
     state = record.load()
     if state is None:
         await _drop_unknown(held, set())
@@ -150,6 +152,7 @@ async def _recover_exec(
         record.remove_exec(process)
     if command is not None:
         command.release()
+    pid_file.with_suffix(".spec").unlink(missing_ok=True)
     pid_file.unlink(missing_ok=True)
 
 
