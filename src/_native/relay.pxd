@@ -230,17 +230,20 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
     if not error:
         error = watch(relay, EPOLL_CTL_ADD, sink, SINK_TAG, slot, EPOLLOUT)
     if error:
-        close_ends(stream)
+        close_end(relay, &stream.source)
+        drop(&stream.hold)
+        close_end(relay, &stream.sink)
         free_slot(relay, slot)
         return error
     made[0] = slot
     return 0
 
 
-cdef inline void close_ends(Stream *stream) noexcept nogil:
-    drop(&stream.source)
-    drop(&stream.hold)
-    drop(&stream.sink)
+cdef inline void close_end(Relay *relay, int *fd) noexcept nogil:
+    """Close a watched descriptor. epoll(7): its entry would stay while another one is open."""
+    if fd[0] >= 0:
+        epoll_ctl(relay.epoll, EPOLL_CTL_DEL, fd[0], NULL)
+    drop(fd)
 
 
 # ---- moving bytes
@@ -510,14 +513,14 @@ cdef inline void end_stream(Relay *relay, uint32_t slot, bint linger) noexcept n
     forget_grown(relay, slot)
     if stream.way == COPY:
         finish_sockets(stream)
-    drop(&stream.source)
+    close_end(relay, &stream.source)
     drop(&stream.hold)
     if linger and stream.flags & OUTPUT and not stream.error and not has_reader(stream.sink):
         stream.born = relay.now
         stream.due = relay.now + LINGER_FIRST
         enter(relay, slot, LINGER)
         return
-    drop(&stream.sink)
+    close_end(relay, &stream.sink)
     stream.flags |= GONE
     if stream.id:
         enter(relay, slot, ENDED_LIST)
