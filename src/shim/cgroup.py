@@ -5,6 +5,7 @@ Works with cgroup v1, v2 and both at once ("hybrid"); see cgroups(7).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -58,6 +59,27 @@ def find(pid: int) -> Cgroup | None:
             if located:
                 return Cgroup(located)
     return None
+
+
+def remove_empty(path: str) -> None:
+    """Remove the cgroup `path` from every hierarchy that has it, unless a process is in it.
+
+    Raises OSError for what is neither gone nor in use.
+    """
+    path = os.path.normpath(f"/{path}")
+    for hierarchy in _hierarchies():
+        located = _locate(hierarchy.options, path, [hierarchy])
+        for directory in reversed(list(_tree(located))) if located else ():
+            with contextlib.suppress(FileNotFoundError):
+                _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
 
 
 def _contains(cgroup: str, other: str) -> bool:

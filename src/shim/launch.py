@@ -62,11 +62,18 @@ def launch(own_socket: Path | None, debug: bool) -> None:
     if not (own_socket or _is_listening(INHERITED)):
         raise CannotStart("descriptor 3 is no listening unix socket; or give --socket PATH")
     state = _locked_state(bundle)
+    _disown(state)
     if _has_own_mounts():
         make_slave_root()
     listener = INHERITED if own_socket is None else _listen(own_socket)
     _detach_stdin()
     become_keeper(_front(state, own_socket, debug), [listener])
+
+
+def _disown(state: Path) -> None:
+    """A container that is recorded before there is a keeper was a dead one's: to be removed."""
+    with contextlib.suppress(FileNotFoundError):
+        (state / "container.json").rename(state / "orphan.json")
 
 
 def state_directory(bundle: Path) -> Path:

@@ -12,7 +12,7 @@ from shim.cli.call import optional_socket_option, shim_command, with_client
 from shim.cli.output import show_exit
 from shim.cli.params import DIRECTORY, PID, SIGNAL, json_option
 from shim.cli.report import reported
-from shim.client import ShimClient
+from shim.client import ShimClient, start_shim
 from shim.model import CheckpointRequest
 
 
@@ -97,7 +97,8 @@ def delete(socket: Path | None, bundle: Path | None, as_json: bool, pid: int) ->
     With --bundle no shim is asked: whatever a dead one left is killed, unmounted and removed.
     """
     if bundle is not None:
-        _clean_up(bundle)
+        with reported(exit_code=1):
+            asyncio.run(_clean_up(bundle))
     elif socket is not None:
         with reported(exit_code=1):
             ended = asyncio.run(with_client(socket, lambda client: client.delete(pid)))
@@ -106,9 +107,7 @@ def delete(socket: Path | None, bundle: Path | None, as_json: bool, pid: int) ->
         raise click.UsageError("give --socket of a shim, or --bundle of a dead one")
 
 
-def _clean_up(bundle: Path) -> None:
-    # Not at the top: this belongs to the shim's other half, which the other commands do without.
-    from shim.cleanup import cleanup_bundle
-
-    with reported(exit_code=1):
-        asyncio.run(cleanup_bundle(bundle))
+async def _clean_up(bundle: Path) -> None:
+    """A new shim on the bundle takes care of what it finds there."""
+    async with start_shim(bundle):
+        pass

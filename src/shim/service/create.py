@@ -145,9 +145,12 @@ def _check_images(request: CreateRequest) -> None:
             raise InvalidArgument(f"the checkpoint {path!r} is not an absolute path")
 
 
-async def undo(host: Host, record: ContainerRecord, facts: Facts, runtime: Runtime) -> None:
+async def undo(
+    host: Host, record: ContainerRecord, facts: Facts, runtime: Runtime, killed: bool = False
+) -> None:
     """Take back a container that did not come to be: runtime state, mounts, files.
 
+    killed: so may have been the runtime itself, with its own work half done.
     Accepts whatever is not there. Each step is tried whatever becomes of the others; then
     raises what the last failing one has raised.
     """
@@ -160,12 +163,21 @@ async def undo(host: Host, record: ContainerRecord, facts: Facts, runtime: Runti
         stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
         stack.push_async_callback(host.pool.run, f"unmount {rootfs}", FILE_LIMIT, unmount)
         if facts.intent:
-            stack.push_async_callback(_delete, runtime.using(host.keeper.spawn), facts)
+            stack.push_async_callback(
+                _delete, runtime.using(host.keeper.spawn), facts, killed
+            )  # fmt: skip
 
 
-async def _delete(runtime: Runtime, facts: Facts) -> None:
-    """Delete the runtime's container, unless it is somebody else's of the same name."""
-    with contextlib.suppress(NotFound):
+async def _delete(runtime: Runtime, facts: Facts, killed: bool) -> None:
+    """Delete the runtime's container, unless it is somebody else's of the same name.
+
+    One that the runtime does not know may be just in the making, by another's command; but a
+    runtime that was killed leaves a directory behind that only its `delete` removes.
+    """
+    try:
         found = await runtime.state(facts.id)
-        if found.get("bundle") == facts.bundle:
+    except NotFound:
+        found = {"bundle": facts.bundle} if killed else {}
+    if found.get("bundle") == facts.bundle:
+        with contextlib.suppress(NotFound):
             await runtime.delete(facts.id, force=True)

@@ -14,6 +14,7 @@ from shim.service.process import Process
 from shim.store import Store
 
 CONTAINER = "container"
+ORPHAN = "orphan"
 _EXEC = "exec-"
 
 
@@ -68,6 +69,10 @@ class ContainerRecord:
     def load(self) -> dict[str, Any] | None:
         """What `save` has written, or None. Raises CorruptState."""
         return self._store.read(CONTAINER)
+
+    def load_orphan(self) -> dict[str, Any] | None:
+        """What the front of a dead keeper has written (see `shim.launch`), or None."""
+        return self._store.read(ORPHAN)
 
     def save_exec(self, process: Process, spawn: int = 0) -> None:
         """Write an exec's state; while the runtime starts it, `spawn` is the command's id."""

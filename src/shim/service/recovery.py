@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shim.cgroup import Cgroup
-from shim.errors import NotFound, RuntimeFailed, ShimError
+from shim.cgroup import Cgroup, remove_empty
+from shim.errors import InvalidArgument, NotFound, RuntimeFailed, ShimError
 from shim.keeper.client import Held, Spawn
 from shim.model import Status
 from shim.runtime import Runtime, read_pid
+from shim.service.bundle import read_config
 from shim.service.container import FILE_LIMIT, Container
 from shim.service.create import undo
 from shim.service.host import Host
@@ -45,7 +46,8 @@ async def recover(host: Host, record: ContainerRecord, held: Held) -> Container 
     """The container to go on with, if there is one. Raises CorruptState."""
     for socket in record.directory.glob("*.tty"):  # its listener was the dead front
         socket.unlink()
-    state = record.load()
+    orphan = record.load_orphan()
+    state = orphan or record.load()
     if state is None:
         await _drop_unknown(held, set())
         return None
@@ -53,7 +55,7 @@ async def recover(host: Host, record: ContainerRecord, held: Held) -> Container 
     init = _process(state["init"], held)
     make = partial(Runtime, facts.runtime, Path(facts.bundle), host.keeper.spawn, host.env)
     runtime = await host.pool.run("find the runtime", FILE_LIMIT, make)
-    if facts.created and (init.child_id in held.children or not init.alive):
+    if facts.created and not orphan:
         return await _go_on(host, record, facts, runtime, init, held)
     await _finish_command(facts.intent.get("spawn", 0), held)
     _log.warning("container %s was left half made or by a dead keeper; removing it", facts.id)
@@ -169,6 +171,18 @@ async def _remove(
     """Kill whatever is left in the container and free everything."""
     init.stdio.cut()
     facts.intent = facts.intent or {"command": "delete", "spawn": 0}
-    await undo(host, record, facts, runtime)
+    await undo(host, record, facts, runtime, killed=True)
+    if not facts.created:
+        await host.pool.run("remove the cgroup", FILE_LIMIT, _remove_cgroup, facts)
     for pid in Cgroup(facts.cgroup).pids() if facts.cgroup else ():
         _log.error("process %d of container %s is still there", pid, facts.id)
+
+
+def _remove_cgroup(facts: Facts) -> None:
+    """A runtime that was killed while it created the container knows nothing of its cgroup."""
+    try:
+        path = read_config(Path(facts.bundle))["linux"]["cgroupsPath"]
+    except (InvalidArgument, KeyError, TypeError):
+        return
+    if isinstance(path, str) and path.startswith("/"):
+        remove_empty(path)
