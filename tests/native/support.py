@@ -108,9 +108,15 @@ def read_exactly(descriptor: int, size: int) -> bytes:
 
 def read_some(descriptor: int, size: int = 1 << 16) -> bytes:
     """What is there, or comes; empty at the end."""
-    ready, _, _ = select.select([descriptor], [], [], PATIENCE)
-    assert ready, "nothing to read"
+    assert is_readable(descriptor), "nothing to read"
     return os.read(descriptor, size)
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether there is something to read, or the end, within PATIENCE."""
+    waiting = select.poll()  # select(2) knows no descriptor above 1023
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(PATIENCE * 1000))
 
 
 def read_to_end(descriptor: int) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import select
 import signal
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from shim.keeper.command import Command, pack
 from shim.keeper.records import Flag, Kind, Record
 from tests.native import harness
 from tests.native.harness import PATIENCE, Front, Keeper, wait_until
-from tests.native.support import is_gone, named_child, read_to_end, status_field
+from tests.native.support import is_gone, is_readable, named_child, read_to_end, status_field
 
 SPAWNER = "dense-spawner"
 
@@ -71,8 +70,7 @@ def test_the_parent_is_the_keeper(keeper: Keeper, front: Front) -> None:
 
 
 def wait_for_end(pidfd: int) -> None:
-    ready, _, _ = select.select([pidfd], [], [], PATIENCE)
-    assert ready, "the process did not end"
+    assert is_readable(pidfd), "the process did not end"
     os.close(pidfd)
 
 
@@ -204,8 +202,16 @@ def gone(front: Front, id: int) -> Record:
     return front.report(Kind.EXITED, id)
 
 
-def sleeps(keeper: Keeper) -> bool:
-    return status_field(keeper.pid, "State").startswith("S")
+def lose_front(keeper: Keeper, spawner: int) -> None:
+    """End the front, up to where the keeper has asked the stopped spawner for the next one."""
+    (old,) = keeper.children() - {spawner}
+    keeper.front.close()
+
+    def is_settled() -> bool:
+        sleeps = status_field(keeper.pid, "State").startswith("S")
+        return old not in keeper.children() and sleeps
+
+    wait_until(is_settled, "the keeper to ask for the next front")
 
 
 def test_the_answer_for_a_front_that_is_gone(keeper: Keeper) -> None:
@@ -214,9 +220,7 @@ def test_the_answer_for_a_front_that_is_gone(keeper: Keeper) -> None:
     os.kill(spawner, signal.SIGSTOP)
     ask_spawns(keeper.front, range(50, 51), first_serial=2)
     assert keeper.front.ask(Kind.PONG).error == 0
-    (old,) = keeper.children() - {spawner}
-    keeper.front.close()
-    wait_until(lambda: old not in keeper.children() and sleeps(keeper), "the next front's turn")
+    lose_front(keeper, spawner)
     os.kill(spawner, signal.SIGCONT)
     front = keeper.front = keeper.next_front()
     assert front.ask(Kind.SNAPSHOT).kind == Kind.SNAPSHOT
@@ -230,7 +234,7 @@ def test_a_spawn_that_fails_for_a_front_that_is_gone(keeper: Keeper) -> None:
     os.kill(spawner, signal.SIGSTOP)
     ask_spawns(keeper.front, range(50, 51))
     assert keeper.front.ask(Kind.PONG).error == 0
-    keeper.front.close()
+    lose_front(keeper, spawner)
     os.kill(spawner, signal.SIGKILL)
     front = keeper.front = keeper.next_front()
     assert front.ask(Kind.SNAPSHOT).error == 0
