@@ -173,6 +173,19 @@ async def test_delete_with_a_reader_that_never_reads(
     assert f"{bundle.id}: output cut" in capfd.readouterr().err
 
 
+async def test_delete_of_many_without_readers(make_bundle: Make) -> None:
+    """Contract: the drain is bounded, however many processes have written what nobody reads."""
+    bundle = make_bundle("sleep", "1000")
+    async with serving(bundle) as (shim, events):
+        await start(shim, bundle)
+        for number in range(12):
+            stdio = bundle.stdio(f"exec{number}", "stdout")
+            await events.exit(await shim.exec(exec_spec("echo", "unread"), stdio))
+        begun = time.monotonic()
+        await shim.delete()
+        assert time.monotonic() - begun < BOUND
+
+
 async def test_delete_waits_for_a_reader_that_reads(make_bundle: Make) -> None:
     """Contract: Delete waits for the output to drain. The reader begins when it is under way."""
     bundle = make_bundle("seq", "20000")

@@ -291,8 +291,7 @@ class Container:
             if self._deleted:
                 raise NotFound(f"container {self.facts.id} has been deleted")
             await self._end_processes()
-            for process in (*self.execs.all(), self.init):
-                await process.stdio.drain(f"process {process.pid} of container {self.facts.id}")
+            await self._drain()
             runtime = self._runtime.using(self._host.keeper.spawn)
             with contextlib.suppress(NotFound):
                 await runtime.delete(self.facts.id)
@@ -300,6 +299,14 @@ class Container:
             self._deleted = True
             assert self.init.exit is not None
             return self.init.exit
+
+    async def _drain(self) -> None:
+        """All at once: each takes its time where nobody reads."""
+        drains = [
+            process.stdio.drain(f"process {process.pid} of container {self.facts.id}")
+            for process in (*self.execs.all(), self.init)
+        ]
+        await asyncio.gather(*drains)
 
     async def _free(self) -> None:
         rootfs = Path(self.facts.bundle) / "rootfs"
@@ -350,4 +357,5 @@ def _unknown(pid: int, status: Status) -> ProcessInfo:
         text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         text = b""
-    return ProcessInfo(pid, status, tuple(os.fsdecode(text).rstrip("\0").split("\0")))
+    words = text.decode(errors="replace").rstrip("\0").split("\0")
+    return ProcessInfo(pid, status, tuple(words))
