@@ -79,7 +79,7 @@ class Runtime:
     `command` is the absolute path of the runtime, one relative to the bundle, or a name that is
     searched in PATH of `env`; empty means runc. `bundle` is absolute. Looks at the file system:
     make it in a BlockingPool if a path may hang. Raises InvalidArgument when there is no such
-    program.
+    program, unless it is `expected` to come back: then the commands do, as long as it is away.
 
     The commands wait for the runtime, which dies with the keeper. They raise what `spawn` raises,
     InvalidArgument or FailedPrecondition when the runtime cannot be executed, and NotFound,
@@ -90,9 +90,17 @@ class Runtime:
     maps 0, 1 and 2 to descriptors, which are borrowed.
     """
 
-    def __init__(self, command: str, bundle: Path, spawn: Spawn, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: str,
+        bundle: Path,
+        spawn: Spawn,
+        env: Mapping[str, str],
+        expected: bool = False,
+    ) -> None:
         self._env = runtime_environment(env)
-        self._program = _resolve(command or "runc", bundle, self._env.get("PATH", os.defpath))
+        path = self._env.get("PATH", os.defpath)
+        self._program = _resolve(command or "runc", bundle, path, expected)
         self._bundle = bundle
         self._log = bundle / "log.json"
         self._spawn = spawn
@@ -269,12 +277,14 @@ def read_pid(path: Path) -> int:
     return int(text)
 
 
-def _resolve(command: str, bundle: Path, path: str) -> str:
+def _resolve(command: str, bundle: Path, path: str, expected: bool) -> str:
     """The absolute path of the runtime."""
     if "\0" in command:
         raise InvalidArgument(f"the runtime {command!r} holds NUL")
     # shutil.which takes what has a slash as it is, without PATH.
     found = shutil.which(str(bundle / command) if "/" in command else command, path=path)
+    if found is None and expected:
+        return str(bundle / command)
     if found is None:
         raise InvalidArgument(
             f"no runtime {command!r} that can be executed (PATH={path}); install it, or give its "

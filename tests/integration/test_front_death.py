@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from shim.client import StartedShim, steadily
-from shim.errors import FailedPrecondition, NotFound, Unavailable
+from shim.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from shim.model import CreateRequest, Event, EventType, Mount, ProcessInfo, Status
 from tests.integration.support import (
     Bundle,
@@ -368,6 +368,55 @@ async def test_exec_with_a_terminal_is_not_left_half(make_bundle: Make) -> None:
         assert len((await shim.state()).processes) == 1
         assert [event.type for event in events.seen] == [EventType.CREATE, EventType.START]
         assert fifo_ends(stdio.stdout) == []
+
+
+async def test_a_command_under_way_is_waited_for(make_bundle: Make) -> None:
+    """Demand 20: a dead front's runtime runs on; until it has ended, nobody knows the state."""
+    bundle = make_bundle("sleep", "1000")
+    gate = Gate(bundle.path, "start")
+    async with serving(bundle) as (shim, events):
+        pid = await shim.create(bundle.request(runtime=str(gate.path)))
+        call = asyncio.create_task(shim.start())
+        await gate.reached()
+        await kill_front(shim.pid)
+        await interrupted(call)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await answers(shim)
+        gate.open()
+        await answers(shim)
+        assert (await shim.state()).status is Status.RUNNING
+        await events.wait_for(EventType.START, pid)
+
+
+async def test_a_new_front_does_without_the_runtime(make_bundle: Make) -> None:
+    """Demand 13: State is answered though the runtime is away; what needs it is refused."""
+    bundle = make_bundle("sleep", "1000")
+    gate = Gate(bundle.path, "none")
+    away = gate.path.with_suffix(".away")
+    async with serving(bundle) as (shim, _):
+        pid = await begin(shim, bundle, runtime=str(gate.path))
+        gate.path.rename(away)
+        await replaced(shim)
+        assert (await shim.state()).pid == pid
+        with pytest.raises(InvalidArgument, match="cannot execute the runtime"):
+            await shim.pause()
+        away.rename(gate.path)
+        await shim.pause()
+        await shim.resume()
+
+
+async def test_a_new_front_answers_soon(make_bundle: Make) -> None:
+    """Contract: a client gives up after 2 s. The best of five: the machine may be busy."""
+    bundle = make_bundle("sleep", "1000")
+    async with serving(bundle) as (shim, _):
+        await begin(shim, bundle)
+        times = []
+        for _ in range(5):
+            begun = time.monotonic()
+            await replaced(shim)
+            times.append(time.monotonic() - begun)
+        assert min(times) < 2, times
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

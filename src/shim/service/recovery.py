@@ -53,7 +53,9 @@ async def recover(host: Host, record: ContainerRecord, held: Held) -> Container 
         return None
     facts = Facts.from_state(state["facts"])
     init = _process(state["init"], held)
-    make = partial(Runtime, facts.runtime, Path(facts.bundle), host.keeper.spawn, host.env)
+    make = partial(
+        Runtime, facts.runtime, Path(facts.bundle), host.keeper.spawn, host.env, expected=True
+    )
     runtime = await host.pool.run("find the runtime", FILE_LIMIT, make)
     if facts.created and not orphan:
         return await _go_on(host, record, facts, runtime, init, held)
