@@ -17,7 +17,7 @@ RESERVED = 64
 
 def add_streams(front: harness.Front) -> tuple[list[tuple[int, int]], int]:
     """Streams with a hold, as outputs have, until one is refused; their ends, and the errno."""
-    ends = []
+    ends: list[tuple[int, int]] = []
     while True:
         source, inner = os.pipe2(os.O_NONBLOCK)
         outer, sink = os.pipe2(os.O_NONBLOCK)

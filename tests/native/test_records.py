@@ -111,7 +111,7 @@ def limit_pairs() -> st.SearchStrategy[dict[int, tuple[int, int]]]:
     return st.fixed_dictionaries({}, optional={number: pair(number) for number in LIMITS})
 
 
-COMMANDS = st.builds(
+COMMANDS: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     extra=st.lists(TEXT, max_size=5),
     env=st.dictionaries(NAMES, TEXT, max_size=5),

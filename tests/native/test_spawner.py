@@ -151,7 +151,7 @@ def ask_spawns(front: Front, ids: range, first_serial: int = 10_000) -> None:
 
 def replies(front: Front, count: int) -> list[Record]:
     """The next records with serials; reports are kept."""
-    found = []
+    found: list[Record] = []
     while len(found) < count:
         record = front.receive()
         (found if record.serial else front.reports).append(record)
