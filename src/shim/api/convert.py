@@ -227,7 +227,7 @@ def exec_from_pb(message: shim_pb2.ExecRequest) -> tuple[dict[str, Any], Stdio]:
     """
     try:
         spec = json.loads(message.spec.value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"the exec's spec is not JSON: {error}") from error
     if not isinstance(spec, dict):
         raise InvalidArgument(f"the exec's spec is a JSON {type(spec).__name__}, not an object")

@@ -30,7 +30,7 @@ class ProcessSpec:
         return cls(
             args=_strings(found.get("args")),
             env=_strings(found.get("env")),
-            cwd=found["cwd"] if isinstance(found.get("cwd"), str) else "",
+            cwd=_text(found["cwd"]) if isinstance(found.get("cwd"), str) else "",
             terminal=terminal,
             user=User(
                 _number(user.get("uid")),
@@ -45,7 +45,12 @@ def _items(value: object) -> list[object]:
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    return tuple(item for item in _items(value) if isinstance(item, str))
+    return tuple(_text(item) for item in _items(value) if isinstance(item, str))
+
+
+def _text(text: str) -> str:
+    """What a message can hold: JSON's escapes may stand for half a character."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _number(value: object) -> int:
