@@ -331,6 +331,8 @@ cdef int begin_relay(Keeper *k, Parcel *parcel) noexcept nogil:
     for i in range(parcel.count):
         if parcel.descriptors[i] >= k.listeners.highest:
             return EMFILE        # the reserve is for what ends things
+        if i < 2 and not fcntl(parcel.descriptors[i], F_GETFL) & O_NONBLOCK:
+            return EINVAL        # reading or writing it could stop the keeper
     return relay_add(&k.relay, parcel.record.id, take(parcel, 0), take(parcel, 1),
                      take(parcel, 2), parcel.record.flags, NOBODY, &slot)
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -342,7 +343,7 @@ def test_delivered_is_what_the_client_has_read(front: Front, tmp_path: Path) -> 
 def test_what_relay_refuses(keeper: Keeper, front: Front, tmp_path: Path) -> None:
     """Each with an errno, and nothing left open."""
     inner = front.output(50, make_fifo(tmp_path))
-    plain = os.open(tmp_path / "plain", os.O_RDWR | os.O_CREAT)
+    plain = os.open(tmp_path / "plain", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
     reading, writing = non_blocking_pipe()
     before = keeper.descriptors()
 
@@ -363,6 +364,21 @@ def test_what_relay_refuses(keeper: Keeper, front: Front, tmp_path: Path) -> Non
         assert refused(id, 0, reading, writing) == 0
         assert front.ask(Kind.CUT, id=id).error == 0
     close_all(inner, plain, reading, writing)
+
+
+@pytest.mark.parametrize("end", ["source", "sink"])
+def test_a_blocking_descriptor_is_refused(front: Front, end: str) -> None:
+    """One read(2) or write(2) on it would stop the whole keeper, which never blocks: design."""
+    pairs = {"source": socket.socketpair(), "sink": socket.socketpair()}
+    for name, pair in pairs.items():
+        pair[0].setblocking(name == end)
+    source, sink = (pairs[name][0].fileno() for name in ("source", "sink"))
+    assert front.ask(Kind.RELAY, source, sink, id=50).error == errno.EINVAL
+    assert front.ask(Kind.PONG).error == 0
+    assert front.snapshot() == []
+    for pair in pairs.values():
+        for peer in pair:
+            peer.close()
 
 
 # ---- what an idle keeper does
