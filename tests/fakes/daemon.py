@@ -146,7 +146,11 @@ class Output:
 
     async def expect(self, text: bytes) -> None:
         """Wait until `text` has come."""
-        await until(lambda: self._more() is None and text in self.text, f"{text!r} comes")
+        await until(lambda: self._has(text), f"{text!r} comes")
+
+    def _has(self, text: bytes) -> bool:
+        self._more()
+        return text in self.text
 
     async def to_end(self) -> bytes:
         """Everything, once its writers have closed. Call it after Create or Exec."""

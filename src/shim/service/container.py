@@ -170,7 +170,7 @@ class Container:
 
     async def start(self) -> None:
         """Run the program of the created container. Raises FailedPrecondition, RuntimeFailed."""
-        if self.facts.restored:
+        if self.facts.restored and self.init.alive:
             self._start_restored()
             return
         async with self._command(Operation.START) as runtime:
