@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from shim.service.shim import Shim
 
 # Seconds for calls under way when the shim ends: the answer to Exit among them.
 GRACE = 1.0
+# Seconds for the socket's file, which may be anywhere.
+REMOVE_LIMIT = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ async def serve(state: Path, own_socket: Path | None) -> None:
     await _until_the_end(shim, keeper)
     await server.stop(GRACE)
     if own_socket is not None:
-        own_socket.unlink(missing_ok=True)
+        remove = partial(own_socket.unlink, missing_ok=True)
+        await host.pool.run(f"remove {own_socket}", REMOVE_LIMIT, remove)
     record.destroy()
     keeper.stop()
     await asyncio.Event().wait()  # the keeper's end is ours

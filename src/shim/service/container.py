@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,16 @@ class Container:
 
         A container without a cgroup of its own has those that the shim started.
         """
-        known = {process.pid: process for process in self._alive()}
         pids = await self._pids()
+        known = {process.pid: process for process in self._alive()}
+        strangers = [pid for pid in pids if pid not in known]
+        arguments = await self._host.pool.run(
+            "read the processes' arguments", FILE_LIMIT, _arguments, strangers
+        )
         return [
-            known[pid].info(self.status) if pid in known else _unknown(pid, self.status)
+            known[pid].info(self.status)
+            if pid in known
+            else ProcessInfo(pid, self.status, arguments[pid])
             for pid in pids
         ]
 
@@ -351,11 +357,17 @@ class Container:
                 await process.child.wait()
 
 
-def _unknown(pid: int, status: Status) -> ProcessInfo:
-    """A process that the shim did not start, by what the kernel tells: proc_pid_cmdline(5)."""
+def _arguments(pids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """The arguments of processes that the shim did not start; () for one that has ended.
+
+    Reading them waits for a process that holds its memory map's lock (proc_pid_cmdline(5)).
+    """
+    return {pid: _arguments_of(pid) for pid in pids}
+
+
+def _arguments_of(pid: int) -> tuple[str, ...]:
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        text = b""
-    words = text.decode(errors="replace").rstrip("\0").split("\0")
-    return ProcessInfo(pid, status, tuple(words))
+        return ()
+    return tuple(os.fsdecode(text).rstrip("\0").split("\0"))
