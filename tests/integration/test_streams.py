@@ -188,7 +188,7 @@ async def test_delete_of_many_without_readers(make_bundle: Make) -> None:
 
 async def test_delete_waits_for_a_reader_that_reads(make_bundle: Make) -> None:
     """Contract: Delete waits for the output to drain. The reader begins when it is under way."""
-    bundle = make_bundle("seq", "20000")
+    bundle = make_bundle("seq", "400000")
     with Reader(bundle.fifo("stdout")) as reader:
         async with serving(bundle) as (shim, events):
             pid = await start(shim, bundle, "stdout")
@@ -198,7 +198,7 @@ async def test_delete_waits_for_a_reader_that_reads(make_bundle: Make) -> None:
             deleting = asyncio.create_task(shim.delete())
             rest = await reader.rest()
             await deleting
-    whole = numbers(20_000).removeprefix(b"1\n")
+    whole = numbers(400_000).removeprefix(b"1\n")
     assert whole.startswith(rest)
     assert len(rest) > 64 << 10
 
