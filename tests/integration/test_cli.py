@@ -25,12 +25,6 @@ DENSESHIM = Path(sys.executable).with_name("denseshim")
 SHIM = Path(sys.executable).with_name("containerd-shim-dense")
 LIMIT_S = 60
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="running containers needs root"),
-    pytest.mark.skipif(not SHIM.exists(), reason="the shim is not installed in this environment"),
-    pytest.mark.skipif(shutil.which("runc") is None, reason="runc is not installed"),
-]
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
