@@ -122,7 +122,7 @@ cdef extern from * nogil:
         short events
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout)
-    short POLLOUT, POLLERR
+    short POLLIN, POLLOUT, POLLERR
 
     # signal.h, sys/signalfd.h
     ctypedef struct sigset_t:

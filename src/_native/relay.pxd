@@ -255,6 +255,14 @@ cdef inline bint writable(int fd) noexcept nogil:
     return poll(&asked, 1, 0) > 0
 
 
+cdef inline bint readable(int fd) noexcept nogil:
+    """Whether there is something to read, or the end."""
+    cdef pollfd asked
+    asked.fd = fd
+    asked.events = POLLIN
+    return poll(&asked, 1, 0) > 0
+
+
 cdef inline bint has_reader(int fd) noexcept nogil:
     """Whether anyone has the read end of this FIFO's write end open: pipe(7), POLLERR."""
     cdef pollfd asked
@@ -275,6 +283,8 @@ cdef inline bint is_fragmented(int sink) noexcept nogil:
 cdef inline int waits(Stream *stream) noexcept nogil:
     """Nothing moved: EAGAIN. Find out which side it was, for splice(2) does not say."""
     if writable(stream.sink):
+        if (stream.finishing or stream.hung_up) and readable(stream.source):
+            return AGAIN              # the client has read since: the sink was full
         if stream.finishing:
             return OVER
         stream.hung_up = False    # a FIFO's writer may have come back
