@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.keeper.records import Flag, Kind
+from shim.keeper.records import Flag, Kind, Record
+from tests.native import harness
 from tests.native.harness import Front, Keeper, wait_until
 from tests.native.support import (
     background,
@@ -381,6 +382,64 @@ def test_a_blocking_descriptor_is_refused(front: Front, end: str) -> None:
             peer.close()
 
 
+# poll(2) for the keeper: just before it is asked whether a sink is writable, the client reads all.
+DRAIN = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void drain(void) {
+    char buffer[65536];
+    int fifo = open(getenv("DRAIN_FROM"), O_RDONLY | O_NONBLOCK);
+    int file = open(getenv("DRAIN_TO"), O_WRONLY | O_CREAT | O_APPEND, 0600);
+    ssize_t size;
+    while ((size = read(fifo, buffer, sizeof(buffer))) > 0)
+        if (write(file, buffer, size) != size) abort();
+    close(fifo);
+    close(file);
+}
+
+int poll(struct pollfd *asked, nfds_t count, int limit) {
+    if (asked->events & POLLOUT) drain();
+    return syscall(SYS_poll, asked, count, limit);
+}
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "finish"])
+def test_a_client_that_reads_at_the_worst_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """splice(2) found the FIFO full, poll(2) finds it empty: the rest still comes, and the end."""
+    library, fifo, drained = tmp_path / "drain.so", make_fifo(tmp_path), tmp_path / "drained"
+    (tmp_path / "drain.c").write_text(DRAIN)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "drain.c"], check=True)
+    monkeypatch.setattr(harness, "PRELOAD", f"{harness.PRELOAD} {library}".strip())
+    monkeypatch.setenv("DRAIN_FROM", str(fifo))
+    monkeypatch.setenv("DRAIN_TO", str(drained))
+    with harness.keeper() as keeper:
+        front = keeper.front
+        inner = front.output(50, fifo)
+        reading = open_reader(fifo)
+        move_full_pipe(keeper, inner, reading)
+        assert queued(reading) == 64 << 10  # the FIFO is full
+        stop(keeper)
+        os.write(inner, BLOCK[:10_000])
+        if end == "close":
+            os.close(inner)
+        else:
+            front.tell(Record(Kind.FINISH, id=50))
+        os.kill(keeper.pid, signal.SIGCONT)
+        rest = read_to_end(reading)
+        received = drained.read_bytes() + rest
+        assert received == BLOCK[:4096] * 16 + BLOCK[:10_000]
+        assert front.report(Kind.ENDED, 50).moved == len(received)
+        close_all(reading, *([inner] if end == "finish" else []))
+
+
 # ---- what an idle keeper does
 
 
@@ -453,10 +512,14 @@ def test_small_streams_beside_floods(front: Front, tmp_path: Path) -> None:
     close_all(inner, reading)
 
 
-def move_full_pipe(keeper: Keeper, inner: int, reading: int) -> bytes:
-    """Let the keeper find a full pipe before an empty FIFO: one turn moves all. What was read."""
+def stop(keeper: Keeper) -> None:
     os.kill(keeper.pid, signal.SIGSTOP)
     wait_until(lambda: status_field(keeper.pid, "State").startswith("T"), "the keeper to stop")
+
+
+def move_full_pipe(keeper: Keeper, inner: int, reading: int) -> bytes:
+    """Let the keeper find a full pipe before an empty FIFO: one turn moves all. What was read."""
+    stop(keeper)
     os.set_blocking(inner, False)
     fill(inner, BLOCK[:4096])
     received = read_exactly(reading, queued(reading))

@@ -254,7 +254,8 @@ def test_the_front_is_a_program_like_others(keeper: Keeper) -> None:
     (pid,) = fronts
     masks = [int(status_field(pid, name), 16) for name in ("SigBlk", "SigCgt")]
     assert masks[0] == 0
-    assert len(os.listdir(f"/proc/{pid}/fd")) == 4  # its own link to the test, 0, 1, 2
+    # 0, 1, 2 and its link to the test, once it has handed the channel over.
+    wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 4, "the front to keep four")
 
 
 def test_a_program_outlives_the_spawner(keeper: Keeper, front: Front, tiny: str) -> None:
