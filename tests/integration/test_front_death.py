@@ -131,8 +131,7 @@ async def test_a_created_container_can_be_started(make_bundle: Make) -> None:
             assert (await events.exit(pid)).status == 5
             assert await reader.rest() == b"here\n"
             assert (await shim.delete()).status == 5
-            expected = [EventType.CREATE, EventType.START, EventType.EXIT]
-            assert events.of(pid) == expected
+            check_lives(events.seen, pid)
 
 
 async def test_what_state_tells_stays_the_same(make_bundle: Make) -> None:
@@ -475,7 +474,7 @@ async def test_exit_can_be_repeated(make_bundle: Make) -> None:
         gate.open()
         await interrupted(call)
         with contextlib.suppress(Unavailable):  # its answer may be faster than its end, or not
-            await shim.ready(ANSWER)
+            await answers(shim)
             await shim.exit()
         await until(lambda: not is_alive(shim.pid), "the shim's end")
         assert bundle.id not in containers()
@@ -616,7 +615,7 @@ def check_lives(seen: list[Event], init: int) -> None:
     for event in told:
         of.setdefault(event.pid, []).append(event.type)
     assert of.pop(init) == [EventType.CREATE, EventType.START, EventType.EXIT]
-    assert set(map(tuple, of.values())) == {(EventType.EXEC_ADDED, EventType.EXIT)}, of
+    assert set(map(tuple, of.values())) <= {(EventType.EXEC_ADDED, EventType.EXIT)}, of
 
 
 async def test_a_hung_front_is_replaced(make_bundle: Make) -> None:

@@ -6,11 +6,21 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from shim.client import StartedShim
-from tests.integration.support import Bundle, Events, Reader, Writer, exec_spec, serving, until
+from tests.integration.support import (
+    Bundle,
+    Events,
+    Reader,
+    Writer,
+    children_of,
+    exec_spec,
+    serving,
+    until,
+)
 
 Make = Callable[..., Bundle]
 # Terminals that run at once.
@@ -103,14 +113,13 @@ async def test_keys_of_a_terminal(make_bundle: Make) -> None:
 
 
 async def sleeping(pid: int) -> None:
-    """Return when the shell `pid` has a child."""
-    path = f"/proc/{pid}/task/{pid}/children"
+    """Return when the shell `pid` has a sleep: a forked shell would catch ^C by itself."""
 
-    def has_child() -> bool:
-        with open(path) as file:
-            return bool(file.read().split())
+    def sleeps() -> bool:
+        commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children_of(pid)]
+        return any(command.startswith(b"sleep") for command in commands)
 
-    await until(has_child, "the shell's sleep")
+    await until(sleeps, "the shell's sleep")
 
 
 async def test_a_long_paste_into_a_terminal(make_bundle: Make) -> None:
