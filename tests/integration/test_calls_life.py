@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 
 from shim.client import ShimClient
-from shim.errors import FailedPrecondition, InvalidArgument, NotFound, RuntimeFailed
+from shim.errors import FailedPrecondition, InvalidArgument, NotFound, RuntimeFailed, ShimError
 from shim.model import EventType, Status, Stdio, User
 from tests.fakes.daemon import Launched, Living, Output, launched, living
-from tests.integration.support import PATIENCE, Bundle, Events, exec_spec, is_alive, until
+from tests.integration.support import (
+    PATIENCE,
+    Bundle,
+    Events,
+    Gate,
+    exec_spec,
+    is_alive,
+    serving,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +324,24 @@ async def test_exit_deletes_what_is_there(
             await shim.exit()
         await until(lambda: fresh.process.poll() is not None, "the shim is gone")
         assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("command", ["start", "exec"])
+async def test_a_runtime_that_hangs_does_not_keep_delete(
+    make_bundle: Callable[..., Bundle], command: str
+) -> None:
+    """Demand: bad input never hangs. Delete ends a command of the runtime that does not end."""
+    bundle = make_bundle("sleep", "1000")
+    gate = Gate(bundle.path, command)
+    async with serving(bundle) as (shim, events):
+        pid = await shim.create(bundle.request(runtime=str(gate.path)))
+        if command == "start":
+            call = asyncio.create_task(shim.start())
+        else:
+            await shim.start()
+            call = asyncio.create_task(shim.exec(exec_spec("true"), Stdio()))
+        await gate.reached()
+        assert (await shim.delete()).status == 128 + signal.SIGKILL
+        with pytest.raises(ShimError):
+            await call
+        assert (await events.exit(pid)).status == 128 + signal.SIGKILL

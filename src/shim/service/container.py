@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from shim.model import (
 from shim.mounts import unmount_all
 from shim.runtime import Runtime
 from shim.service import checkpoint
+from shim.service.commands import Commands
 from shim.service.execs import Execs
 from shim.service.host import Host
 from shim.service.process import Process, ProcessSpec
@@ -52,6 +54,8 @@ KILL_LIMIT = 10.0
 FILE_LIMIT = 10.0
 # Between two looks at a cgroup that empties itself: no version of cgroups tells of every exit.
 LOOK_AGAIN = 0.01
+
+_log = logging.getLogger(__name__)
 
 
 class Container:
@@ -70,7 +74,8 @@ class Container:
         self._runtime = runtime
         self._turn = asyncio.Lock()
         self._deleted = False
-        self.execs = Execs(host, record, facts.id)
+        self._commands = Commands(host.keeper)
+        self.execs = Execs(host, record, facts.id, self._commands)
 
     # -- looking
 
@@ -170,7 +175,7 @@ class Container:
             id = self._host.keeper.new_id()
             self.facts.intent = {"command": name, "spawn": id}
             self._record.save(self.facts, self.init)
-            return await self._host.keeper.spawn(command, id)
+            return await self._commands.spawn(command, id)
 
         return spawn
 
@@ -272,7 +277,7 @@ class Container:
     async def _kill_all(self, number: int) -> None:
         if not self.init.alive and not await self._pids():
             raise NotFound(f"no process is left in container {self.facts.id}")
-        runtime = self._runtime.using(self._host.keeper.spawn)
+        runtime = self._runtime.using(self._commands.spawn)
         await runtime.kill(self.facts.id, number, all=True)
 
     # -- its end
@@ -293,18 +298,32 @@ class Container:
         May be repeated when it failed: each step accepts that it is done already. Raises
         NotFound once it has succeeded: what is there then may be another container's.
         """
-        async with self._turn:
+        async with self._last_turn():
             if self._deleted:
                 raise NotFound(f"container {self.facts.id} has been deleted")
             await self._end_processes()
             await self._drain()
-            runtime = self._runtime.using(self._host.keeper.spawn)
+            runtime = self._runtime.using(self._commands.spawn)
             with contextlib.suppress(NotFound):
                 await runtime.delete(self.facts.id)
             await self._free()
             self._deleted = True
             assert self.init.exit is not None
             return self.init.exit
+
+    @contextlib.asynccontextmanager
+    async def _last_turn(self) -> AsyncIterator[None]:
+        """The container's turn; a runtime command that keeps it is killed after KILL_LIMIT."""
+        turn = asyncio.ensure_future(self._turn.acquire())
+        await asyncio.wait((turn,), timeout=KILL_LIMIT)
+        if not turn.done():
+            _log.warning("container %s: killing a command that hangs", self.facts.id)
+            await self._commands.kill()
+        await turn
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _drain(self) -> None:
         """All at once: each takes its time where nobody reads."""
@@ -328,7 +347,7 @@ class Container:
                 await self.init.child.signal(signal.SIGKILL)
         if self.facts.status is Status.PAUSED:
             with contextlib.suppress(ShimError):    # it may have died meanwhile; the wait tells
-                await self._runtime.using(self._host.keeper.spawn).resume(self.facts.id)
+                await self._runtime.using(self._commands.spawn).resume(self.facts.id)
             self.facts.status = Status.RUNNING
         try:
             async with asyncio.timeout(KILL_LIMIT):
@@ -350,6 +369,7 @@ class Container:
         """The init first: once it has ended no exec can begin."""
         if self.init.child is not None:
             await self.init.child.wait()
+        await self._commands.kill()
         await self.execs.settle()
         await self._empty_cgroup()
         for process in self._alive():

@@ -13,6 +13,7 @@ from shim.keeper.client import Child, Spawn
 from shim.keeper.command import Command
 from shim.model import Event, EventType, Exit, Stdio
 from shim.runtime import Runtime, read_pid
+from shim.service.commands import Commands
 from shim.service.host import Host
 from shim.service.launch import launch
 from shim.service.process import Process, ProcessSpec
@@ -26,10 +27,13 @@ class Execs:
     A pid that the kernel has given again belongs to the younger process: the elder has ended.
     """
 
-    def __init__(self, host: Host, record: ContainerRecord, container: str) -> None:
+    def __init__(
+        self, host: Host, record: ContainerRecord, container: str, commands: Commands
+    ) -> None:
         self._host = host
         self._record = record
         self._container = container
+        self._commands = commands
         self._by_pid: dict[int, Process] = {}
         self._starting: set[asyncio.Future[None]] = set()
 
@@ -107,7 +111,7 @@ class Execs:
         async def spawn(command: Command) -> Spawn:
             id = self._host.keeper.new_id()
             self._record.save_exec(made, id)
-            return await self._host.keeper.spawn(command, id)
+            return await self._commands.spawn(command, id)
 
         return spawn
 
