@@ -20,10 +20,11 @@ from listener cimport (RESERVED, Listeners, listener_accept, listener_add, liste
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
                      forget_serials, process_add, process_exited, process_free, reaper_open,
                      release, signal_process, spawn_started, track)
-from relay cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
-                    relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish, relay_forget,
-                    relay_open, relay_resize, relay_run, relay_timers, relay_unhold)
+from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish,
+                    relay_forget, relay_resize, relay_run, relay_timers, relay_unhold)
 from spawner cimport CANNOT_EXECUTE, spawner_start
+from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
+                     relay_open)
 from table cimport NONE, map_find
 cimport wire
 from wire cimport Record
@@ -118,6 +119,8 @@ cdef void spawn(Keeper *k, Parcel *parcel) noexcept nogil:
     k.reaper.processes[slot].serial = parcel.record.serial
     k.reaper.unfinished += 1
     parcel.record.number = slot
+    if k.spawner < 0:
+        start_spawner(k)         # the last attempt failed: for want of memory or processes
     error = send_parcel(k.spawner, parcel) if k.spawner >= 0 else EAGAIN
     if error:
         spawn_failed(k, slot, error)

@@ -6,7 +6,8 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from fds cimport drop
 from linux cimport *
-from relay cimport FROM_FRONT, TO_FRONT, Relay, relay_add, relay_run
+from relay cimport end_stream
+from stream cimport FROM_FRONT, TO_FRONT, Relay, relay_add
 
 cdef extern from *:
     """
@@ -19,7 +20,6 @@ cdef extern from *:
 
 cdef enum:
     MOST_LISTENERS = 64
-    ACCEPTS = 64             # connections taken in one go
     RESERVED = 64            # descriptors kept for exit and delete when clients take all others
 
 cdef struct Listener:
@@ -38,7 +38,7 @@ cdef struct Listeners:
 cdef inline int listener_watch(Listeners *listeners, uint32_t index, uint32_t events,
                                int operation) noexcept nogil:
     cdef epoll_event event
-    event.events = events
+    event.events = events | EPOLLET    # no descriptor left to accept with: no endless loop
     event.data.u64 = listeners.tag << 56 | index
     return errno if epoll_ctl(listeners.epoll, operation, listeners.all[index].socket,
                               &event) < 0 else 0
@@ -114,7 +114,7 @@ cdef inline void join(Relay *relay, int client, int front) noexcept nogil:
     """Relay both ways; takes both. Each stream owns descriptors of its own, hence the copies."""
     cdef int client_copy = fcntl(client, F_DUPFD_CLOEXEC, 0)
     cdef int front_copy = fcntl(front, F_DUPFD_CLOEXEC, 0)
-    cdef uint32_t slot
+    cdef uint32_t slot, back
     if client_copy < 0 or front_copy < 0:
         drop(&client_copy)
         drop(&front_copy)
@@ -125,17 +125,17 @@ cdef inline void join(Relay *relay, int client, int front) noexcept nogil:
         drop(&client_copy)
         drop(&front_copy)
         return
-    relay_add(relay, 0, front_copy, client_copy, -1, 0, FROM_FRONT, &slot)
+    if relay_add(relay, 0, front_copy, client_copy, -1, 0, FROM_FRONT, &back):
+        end_stream(relay, slot, False)
 
 
 cdef inline void listener_accept(Listeners *listeners, Relay *relay, uint32_t index) noexcept nogil:
-    """Take the callers that wait; who may not call, or finds no room, is hung up on."""
+    """Take all callers that wait; who may not call, or finds no room, is hung up on."""
     cdef Listener *listener = &listeners.all[index]
     cdef int client, front
-    cdef int i
     if index >= listeners.count or listener.front < 0:
         return
-    for i in range(ACCEPTS):
+    while True:
         client = accept4(listener.socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
         if client < 0:
             return

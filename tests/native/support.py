@@ -108,8 +108,10 @@ def read_exactly(descriptor: int, size: int) -> bytes:
 
 def read_some(descriptor: int, size: int = 1 << 16) -> bytes:
     """What is there, or comes; empty at the end."""
-    assert is_readable(descriptor), "nothing to read"
-    return os.read(descriptor, size)
+    while True:
+        assert is_readable(descriptor), "nothing to read"
+        with contextlib.suppress(BlockingIOError):  # another reader was faster
+            return os.read(descriptor, size)
 
 
 def is_readable(descriptor: int) -> bool:

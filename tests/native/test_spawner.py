@@ -77,9 +77,10 @@ def wait_for_end(pidfd: int) -> None:
 def test_the_death_signal_comes_when_the_keeper_dies() -> None:
     """Only to who asked for it; and spawner and front go with the keeper."""
     with harness.keeper() as keeper:
+        spawner = named_child(keeper, SPAWNER)
         mortal = keeper.front.spawn(50, "/bin/sleep", "1000", death_signal=signal.SIGKILL).pid
         other = keeper.front.spawn(51, "/bin/sleep", "1000").pid
-        watched = [os.pidfd_open(mortal), os.pidfd_open(named_child(keeper, SPAWNER))]
+        watched = [os.pidfd_open(mortal), os.pidfd_open(spawner)]
         survivor = os.pidfd_open(other)
         keeper.process.kill()
         keeper.process.wait(PATIENCE)
@@ -260,10 +261,10 @@ def test_the_front_is_a_program_like_others(keeper: Keeper) -> None:
 
 def test_a_program_outlives_the_spawner(keeper: Keeper, front: Front, tiny: str) -> None:
     """It is the keeper's child: the spawner's death changes nothing for it."""
+    spawner = named_child(keeper, SPAWNER)  # before the spawn: a new child has its name, too
     reading, writing = os.pipe()
     assert front.spawn(50, tiny, "read", "9", descriptors={0: reading}).error == 0
     os.close(reading)
-    spawner = named_child(keeper, SPAWNER)
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: named_child(keeper, SPAWNER) not in (0, spawner), "the next spawner")
     os.close(writing)
