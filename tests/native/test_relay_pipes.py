@@ -433,6 +433,8 @@ def test_a_client_that_reads_at_the_worst_moment(
         else:
             front.tell(Record(Kind.FINISH, id=50))
         os.kill(keeper.pid, signal.SIGCONT)
+        # Not before the worst moment: whoever reads first has the first bytes.
+        wait_until(lambda: drained.exists() and drained.stat().st_size >= 64 << 10, "the drain")
         rest = read_to_end(reading)
         received = drained.read_bytes() + rest
         assert received == BLOCK[:4096] * 16 + BLOCK[:10_000]
