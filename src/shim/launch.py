@@ -71,9 +71,13 @@ def launch(own_socket: Path | None, debug: bool) -> None:
 
 
 def _disown(state: Path) -> None:
-    """A container that is recorded before there is a keeper was a dead one's: to be removed."""
+    """A container that is recorded before there is a keeper was a dead one's: to be removed.
+
+    Its events would be taken for those of the next one.
+    """
     with contextlib.suppress(FileNotFoundError):
         (state / "container.json").rename(state / "orphan.json")
+        (state / "events").unlink()
 
 
 def state_directory(bundle: Path) -> Path:

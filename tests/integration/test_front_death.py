@@ -462,6 +462,19 @@ async def test_delete_can_be_repeated(make_bundle: Make, rootfs: Path, moment: s
         assert events.of(pid).count(EventType.EXIT) == 1
 
 
+async def test_a_deleted_container_stays_deleted(make_bundle: Make) -> None:
+    """Demand 20: who asks the next front for Delete again learns that it has been done."""
+    bundle = make_bundle("true")
+    async with serving(bundle) as (shim, events):
+        pid = await begin(shim, bundle)
+        await events.exit(pid)
+        await shim.delete()
+        await kill_front(shim.pid)
+        await answers(shim)
+        with pytest.raises(NotFound, match=bundle.id):
+            await shim.delete()
+
+
 async def test_exit_can_be_repeated(make_bundle: Make) -> None:
     """Demand 20: Exit under which the front dies; the next one ends the shim."""
     bundle = make_bundle("sleep", "1000")

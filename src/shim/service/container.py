@@ -338,7 +338,7 @@ class Container:
         unmount = partial(unmount_all, rootfs, self.facts.mounts)
         await self._host.pool.run(f"unmount {rootfs}", FILE_LIMIT, unmount)
         self._runtime.pid_file.unlink(missing_ok=True)
-        self._record.clear()
+        self._record.clear(deleted=self.facts.id)
 
     async def _end_processes(self) -> None:
         """SIGKILL until the kernel has none left."""

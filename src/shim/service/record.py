@@ -15,6 +15,7 @@ from shim.store import Store
 
 CONTAINER = "container"
 ORPHAN = "orphan"
+DELETED = "deleted"
 _EXEC = "exec-"
 
 
@@ -88,10 +89,21 @@ class ContainerRecord:
         """The exec is forgotten."""
         self._store.remove(f"{_EXEC}{process.child_id}")
 
-    def clear(self) -> None:
-        """The container is gone; its undelivered events stay."""
+    def clear(self, deleted: str = "") -> None:
+        """The container is gone; its undelivered events stay.
+
+        deleted: its id when that is for good. A repeated Delete asks for it, when the front died
+        before it could answer the first.
+        """
+        if deleted:
+            self._store.write(DELETED, {"id": deleted})
         for name in self._store.names():
-            self._store.remove(name)
+            if not (deleted and name == DELETED):
+                self._store.remove(name)
+
+    def load_deleted(self) -> str:
+        """The id of the container that was deleted last, or "". Raises CorruptState."""
+        return str((self._store.read(DELETED) or {"id": ""})["id"])
 
     def destroy(self) -> None:
         """Remove everything."""

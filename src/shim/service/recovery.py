@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ async def recover(host: Host, record: ContainerRecord, held: Held) -> Container 
     orphan = record.load_orphan()
     state = orphan or record.load()
     if state is None:
-        await _drop_unknown(held, set())
+        _drop_unknown(held, set())
         return None
     facts = Facts.from_state(state["facts"])
     init = _process(state["init"], held)
@@ -62,7 +63,7 @@ async def recover(host: Host, record: ContainerRecord, held: Held) -> Container 
     await _finish_command(facts.intent.get("spawn", 0), held)
     _log.warning("container %s was left half made or by a dead keeper; removing it", facts.id)
     await _remove(host, record, facts, runtime, init)
-    await _drop_unknown(held, set())
+    _drop_unknown(held, set())
     return None
 
 
@@ -81,7 +82,7 @@ async def _finish_command(spawn: int, held: Held) -> Spawn | None:
         await asyncio.wait_for(asyncio.shield(child.exited), COMMAND_LIMIT)
     except TimeoutError:
         with contextlib.suppress(NotFound):
-            await child.signal(9)
+            await child.signal(signal.SIGKILL)
         await child.exited
     return child
 
@@ -104,7 +105,7 @@ async def _go_on(
         process = _process(state["process"], held)
         kept.add(process.child_id)
         await _recover_exec(container, record, process, state["spawn"], host, held)
-    await _drop_unknown(held, kept)
+    _drop_unknown(held, kept)
     return container
 
 
@@ -160,7 +161,7 @@ async def _recover_exec(
     pid_file.unlink(missing_ok=True)
 
 
-async def _drop_unknown(held: Held, kept: set[int]) -> None:
+def _drop_unknown(held: Held, kept: set[int]) -> None:
     """Commands that nobody waits for any more: let them end, and forget them."""
     for id, child in held.children.items():
         if id not in kept:

@@ -48,7 +48,7 @@ class Shim:
         self._record = record
         self._container = container
         self._creating = ""
-        self._deleted = ""
+        self._deleted = record.load_deleted()
         self.ended = asyncio.Event()
 
     @property
