@@ -46,6 +46,12 @@ cdef extern from *:
     static inline int ds_close_range(unsigned first, unsigned last, unsigned flags) {
         return (int)syscall(SYS_close_range, first, last, flags);
     }
+    /* Not signal(3): glibc keeps 32 and 33 for itself, but they, too, may be inherited ignored.
+       All zero is SIG_DFL; the kernel's set of signals has 8 bytes. */
+    static inline int ds_default_signal(int number) {
+        char action[64] = {0};
+        return (int)syscall(SYS_rt_sigaction, number, action, NULL, 8);
+    }
     #ifndef P_PIDFD
     #define P_PIDFD 3
     #endif
@@ -211,6 +217,7 @@ cdef extern from * nogil:
         uint64_t pidfd
     uint64_t CLONE_PARENT, CLONE_PIDFD, CLONE_CLEAR_SIGHAND
     int ds_clone3(clone_args *args)
+    int ds_default_signal(int number)
     int ds_pidfd_open(int pid)
     int ds_pidfd_send_signal(int pidfd, int number)
     int ds_close_range(unsigned first, unsigned last, unsigned flags)

@@ -203,7 +203,7 @@ cdef inline void be_spawner(Spawner *spawner) noexcept nogil:
     sigemptyset(&none)
     sigprocmask(SIG_SETMASK, &none, NULL)
     for number in range(1, 65):
-        signal(number, SIG_DFL)
+        ds_default_signal(number)
     prctl(PR_SET_PDEATHSIG, SIGKILL)
     prctl(PR_SET_NAME, <char *>b"dense-spawner")
     if getppid() != spawner.keeper:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import random
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +189,13 @@ async def test_delete_of_many_without_readers(make_bundle: Make) -> None:
         assert time.monotonic() - begun < BOUND
 
 
+def waits_to_write(pid: int, fifo: int) -> bool:
+    """Whether a process sleeps in write(2) to its stdout, and the client's FIFO is full."""
+    queued = int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)), sys.byteorder)
+    call = Path(f"/proc/{pid}/syscall").read_text().split()
+    return call[:2] == ["1", "0x1"] and queued > 48 << 10
+
+
 async def test_delete_waits_for_a_reader_that_reads(make_bundle: Make) -> None:
     """Contract: Delete waits for the output to drain. The reader begins when it is under way."""
     bundle = make_bundle("seq", "400000")
@@ -193,7 +203,8 @@ async def test_delete_waits_for_a_reader_that_reads(make_bundle: Make) -> None:
         async with serving(bundle) as (shim, events):
             pid = await start(shim, bundle, "stdout")
             await reader.until(b"1\n")
-            await shim.kill(9)  # seq is blocked: what it has written, all that fits, is to come
+            await until(lambda: waits_to_write(pid, reader.descriptor), "seq to be blocked")
+            await shim.kill(9)  # what it has written, all that fits, is to come
             await events.exit(pid)
             deleting = asyncio.create_task(shim.delete())
             rest = await reader.rest()

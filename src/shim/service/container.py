@@ -390,4 +390,4 @@ def _arguments_of(pid: int) -> tuple[str, ...]:
         text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return ()
-    return tuple(os.fsdecode(text).rstrip("\0").split("\0"))
+    return tuple(text.decode(errors="replace").rstrip("\0").split("\0"))
