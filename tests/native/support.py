@@ -73,12 +73,21 @@ def cpu_ticks(pid: int) -> int:
 
 
 def named_child(keeper: Keeper, name: str) -> int:
-    """The pid of the keeper's child of that name; 0 when there is none."""
+    """The pid of the keeper's child of that name; 0 when there is none.
+
+    Waits until there is only one: what the spawner starts has its name until execve(2).
+    """
+    wait_until(lambda: len(_named(keeper, name)) < 2, f"one child named {name}")
+    return next(iter(_named(keeper, name)), 0)
+
+
+def _named(keeper: Keeper, name: str) -> list[int]:
+    found = []
     for pid in keeper.children():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                return pid
-    return 0
+                found.append(pid)
+    return found
 
 
 def is_gone(pid: int) -> bool:
