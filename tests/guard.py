@@ -14,6 +14,8 @@ from pathlib import Path
 STATE = Path("/run/denseshim")
 RUNC = Path("/run/runc")
 PATIENCE = 5.0
+# Every container of a test, and of the command line, has an id that begins so.
+OURS = "denseshim-"
 
 
 # Another run of the tests, beside this one, has its own guard.
@@ -89,10 +91,13 @@ def _mounts() -> set[str]:
 
 
 def _cgroups() -> set[str]:
-    """Cgroups that containers of tests are in."""
-    folders = Path("/sys/fs/cgroup").glob("**/denseshim*")
-    inner = (path for folder in folders for path in (folder, *folder.glob("*")))
-    found = {str(path) for path in inner if path.is_dir() and path.name != "denseshim"}
+    """Cgroups that containers of tests are in; os.walk bears others that vanish meanwhile."""
+    found = (
+        os.path.join(folder, name)
+        for folder, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith(OURS)
+    )
     return {path for path in found if not _is_anothers_id(path)}
 
 
@@ -105,7 +110,7 @@ def _state() -> set[str]:
 
 def _containers() -> set[str]:
     there = os.listdir(RUNC) if RUNC.exists() else ()
-    return {id for id in there if not _is_anothers_id(id)}
+    return {id for id in there if id.startswith(OURS) and not _is_anothers_id(id)}
 
 
 def _threads() -> set[str]:

@@ -149,9 +149,9 @@ def test_without_rm_the_bundle_is_kept_and_named(folder: Path) -> None:
 
 
 def test_nothing_is_left(folder: Path) -> None:
-    assert run("--id", "clitest-gone", "--", "true").returncode == 0
+    assert run("--id", "denseshim-test-gone", "--", "true").returncode == 0
     listed = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True)
-    assert "clitest-gone" not in listed.stdout.split()
+    assert "denseshim-test-gone" not in listed.stdout.split()
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
     assert not any(str(folder) in line for line in _command_lines())
 

@@ -57,7 +57,7 @@ def test_arguments_go_where_they_belong() -> None:
     assert value["process"]["cwd"] == "/w"
     assert value["root"] == {"path": "/r", "readonly": False}
     assert value["hostname"] == "h"
-    assert value["linux"]["cgroupsPath"] == "/denseshim/box"
+    assert value["linux"]["cgroupsPath"] == "/denseshim-box"
 
 
 def test_env_overrides_the_default_path() -> None:

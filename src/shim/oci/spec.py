@@ -96,7 +96,7 @@ def spec(
 
 def _linux(id: str) -> dict[str, Any]:
     return {
-        "cgroupsPath": f"/denseshim/{id}",
+        "cgroupsPath": f"/denseshim-{id}",
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "namespaces": [{"type": kind} for kind in _NAMESPACES],
         "maskedPaths": list(_MASKED),
