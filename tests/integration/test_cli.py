@@ -172,7 +172,7 @@ def bundle(tmp_path: Path) -> Path:
 
     made = tmp_path / "bundle"
     make_rootfs(made / "rootfs")
-    config = spec(f"clitest-{os.getpid()}", ["echo", "configured"])
+    config = spec(f"denseshim-test-{os.getpid()}-cli", ["echo", "configured"])
     (made / "config.json").write_text(json.dumps(config))
     return made
 
@@ -312,7 +312,7 @@ def shim(tmp_path: Path, bundle: Path) -> Iterator[Shim]:
     (bundle / "config.json").write_text(json.dumps(config))
     shim = Shim(tmp_path, bundle)
     try:
-        name = f"clitest-{os.getpid()}"
+        name = f"denseshim-test-{os.getpid()}-cli"
         shim.json("create", "--id", name, "--bundle", str(bundle))
         assert shim.call("start").returncode == 0
         yield shim
