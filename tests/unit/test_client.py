@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from shim._pb.containerd.v1.services.shim import shim_pb2, shim_pb2_grpc
 from shim._pb.containerd.v1.types import types_pb2
 from shim.api import convert
 from shim.api.codes import CODES, code_of
-from shim.client import ExitWatch, ShimClient, start_shim, steadily
+from shim.client import ExitWatch, ShimClient, follow_events, start_shim, steadily
 from shim.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -187,7 +187,7 @@ async def test_events_come_until_the_shim_ends_them(client: ShimClient, service:
 
 async def test_nobody_there_is_unavailable(socket: Path) -> None:
     async with ShimClient(socket) as client:
-        with pytest.raises(Unavailable, match=str(socket)):
+        with pytest.raises(Unavailable, match=f"^no shim answers on {socket}$"):
             await client.state()
         with pytest.raises(Unavailable, match="no shim answers"):
             await client.ready(0.05)
@@ -265,6 +265,37 @@ async def _asked(service: Service, count: int) -> None:
             await asyncio.sleep(0)
 
 
+class FlakyService(Service):
+    """Its first stream of events breaks off after one."""
+
+    broken = False
+
+    async def Events(self, request: Any, context: Any) -> AsyncIterator[types_pb2.Event]:
+        async for event in super().Events(request, context):
+            yield event
+            if not self.broken:
+                self.broken = True
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the front is gone")
+
+
+async def test_followed_events_go_on_until_the_shim_is_gone(socket: Path) -> None:
+    service = FlakyService()
+    started = Event("box", EventType.START, 7)
+    for event in (started, EXIT_EVENT):
+        service.events.put_nowait(event)
+    async with ShimClient(socket) as client, asyncio.timeout(10):
+        events = follow_events(client)
+        async with serving(service, socket):
+            assert [await anext(events) for _ in range(2)] == [started, EXIT_EVENT]
+        assert [event async for event in events] == []
+
+
+async def test_no_events_to_follow(socket: Path) -> None:
+    async with ShimClient(socket) as client:
+        with pytest.raises(Unavailable, match="no shim answers"):
+            await anext(follow_events(client))
+
+
 async def test_watch_says_when_the_shim_ended_its_events(
     client: ShimClient, service: Service
 ) -> None:
@@ -324,6 +355,95 @@ async def test_start_shim_leaves_nothing(tmp_path: Path, socket: Path) -> None:
         assert folder_of(client.pid) == str(tmp_path)
     assert folder_of(client.pid) is None
     assert os.listdir(tmp_path) == ["fake-shim"]
+
+
+SLOW = FAKE.replace("FakeShim", "SlowShim")
+
+
+class SlowShim(FakeShim):
+    """Says in a file that Exit has come, and does it when a second file is there."""
+
+    async def Exit(self, request: Any, context: Any) -> Empty:
+        folder = self.socket.parent
+        (folder / "asked").touch()
+        await _until((folder / "go").exists)
+        (folder / "done").touch()
+        return await super().Exit(request, context)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it is another process's doing
+            await asyncio.sleep(0.005)
+
+
+async def test_start_shim_cancelled_twice_ends_the_shim_all_the_same(tmp_path: Path) -> None:
+    first = asyncio.Event()
+
+    async def use() -> None:
+        socket = tmp_path / "shim.sock"
+        async with start_shim(tmp_path, socket=socket, executable=program(tmp_path, SLOW)):
+            first.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(use())
+    await asyncio.wait_for(first.wait(), 10)
+    task.cancel("first")
+    await _until((tmp_path / "asked").exists)
+    task.cancel("second")
+    (tmp_path / "go").touch()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (tmp_path / "done").exists()
+    assert not (tmp_path / "shim.sock").exists()
+
+
+class RefusingShim(FakeShim):
+    """Does not end by itself."""
+
+    async def Exit(self, request: Any, context: Any) -> Empty:
+        await context.abort(grpc.StatusCode.UNKNOWN, "the runtime is broken")
+        return Empty()
+
+
+async def test_a_shim_that_cannot_end_says_why(tmp_path: Path) -> None:
+    refusing = program(tmp_path, FAKE.replace("FakeShim", "RefusingShim"))
+    with pytest.raises(RuntimeFailed, match="the runtime is broken"):
+        async with start_shim(tmp_path, executable=refusing) as client:
+            pass
+    assert folder_of(client.pid) is None
+
+
+async def test_what_ended_the_inside_goes_before_what_fails_at_the_end(tmp_path: Path) -> None:
+    refusing = program(tmp_path, FAKE.replace("FakeShim", "RefusingShim"))
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with start_shim(tmp_path, executable=refusing):
+            raise ZeroDivisionError
+    assert "the runtime is broken" in caught.value.__notes__[0]
+
+
+STARTING = """
+import pathlib, signal, time
+def end(*_):
+    pathlib.Path("terminated").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("starting").touch()
+time.sleep(60)
+"""
+
+
+async def test_a_shim_that_is_still_starting_is_asked_to_end(tmp_path: Path) -> None:
+    async def use() -> None:
+        async with start_shim(tmp_path, executable=program(tmp_path, STARTING)):
+            pass
+
+    task = asyncio.create_task(use())
+    await _until((tmp_path / "starting").exists)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (tmp_path / "terminated").exists()
 
 
 async def test_start_shim_tells_why_the_shim_ended(tmp_path: Path) -> None:

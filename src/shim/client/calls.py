@@ -22,6 +22,7 @@ from shim._pb.containerd.v1.services.shim import shim_pb2, shim_pb2_grpc
 from shim._pb.containerd.v1.types import types_pb2
 from shim.api import convert
 from shim.api.codes import error_of
+from shim.client.probe import is_listening
 from shim.errors import Unavailable
 from shim.model import (
     CheckpointRequest,
@@ -50,8 +51,8 @@ class EventStream:
     It ends when the shim ends it; Unavailable is raised when the front dies.
     """
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, types_pb2.Event]) -> None:
-        self._call = call
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, types_pb2.Event], socket: Path) -> None:
+        self._call, self._socket = call, socket
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,7 +64,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        with _translated():
+        with _translated(self._socket):
             message = await self._call.read()
         if not isinstance(message, types_pb2.Event):
             raise StopAsyncIteration
@@ -74,7 +75,7 @@ class EventStream:
 
         A shim that sends none within `timeout` seconds has long read the request all the same.
         """
-        with contextlib.suppress(TimeoutError), _translated():
+        with contextlib.suppress(TimeoutError), _translated(self._socket):
             await asyncio.wait_for(self._call.initial_metadata(), timeout)
 
 
@@ -110,59 +111,58 @@ class ShimClient:
     async def create(self, request: CreateRequest, *, timeout: float | None = None) -> int:
         """Create the container, not started, and return its init process's pid."""
         message = convert.create_to_pb(request)
-        answer: shim_pb2.CreateResponse = await _answer(self._stub.Create, message, timeout)
+        answer: shim_pb2.CreateResponse = await self._answer(self._stub.Create, message, timeout)
         return answer.pid
 
     async def start(self, *, timeout: float | None = None) -> None:
         """Let the container's init process run."""
-        await _answer(self._stub.Start, shim_pb2.StartRequest(), timeout)
+        await self._answer(self._stub.Start, shim_pb2.StartRequest(), timeout)
 
     async def delete(self, pid: int = 0, *, timeout: float | None = None) -> Exit:
         """Delete the container (pid 0 or its init's), or forget the ended exec `pid`."""
         message = shim_pb2.DeleteRequest(pid=pid)
-        return convert.exit_from_pb(await _answer(self._stub.Delete, message, timeout))
+        return convert.exit_from_pb(await self._answer(self._stub.Delete, message, timeout))
 
     async def state(self, *, timeout: float | None = None) -> ContainerState:
         """The container and every process known of it."""
         message = shim_pb2.StateRequest()
-        return convert.state_from_pb(await _answer(self._stub.State, message, timeout))
+        return convert.state_from_pb(await self._answer(self._stub.State, message, timeout))
 
     async def processes(
         self, id: str = "", *, timeout: float | None = None
     ) -> tuple[ProcessInfo, ...]:
         """The processes in the container as the kernel sees them."""
         message = shim_pb2.ProcessesRequest(id=id)
-        answer = await _answer(self._stub.Processes, message, timeout)
+        answer = await self._answer(self._stub.Processes, message, timeout)
         return tuple(convert.process_from_pb(process) for process in answer.processes)
 
     async def pause(self, *, timeout: float | None = None) -> None:
         """Freeze every process of the container."""
-        await _answer(self._stub.Pause, shim_pb2.PauseRequest(), timeout)
+        await self._answer(self._stub.Pause, shim_pb2.PauseRequest(), timeout)
 
     async def resume(self, *, timeout: float | None = None) -> None:
         """Let a paused container go on."""
-        await _answer(self._stub.Resume, shim_pb2.ResumeRequest(), timeout)
+        await self._answer(self._stub.Resume, shim_pb2.ResumeRequest(), timeout)
 
-    async def checkpoint(
-        self, request: CheckpointRequest, *, timeout: float | None = None
-    ) -> None:
+    async def checkpoint(self, request: CheckpointRequest, *, timeout: float | None = None) -> None:
         """Write the container's state to a directory, from which Create restores it."""
-        await _answer(self._stub.Checkpoint, convert.checkpoint_to_pb(request), timeout)
+        await self._answer(self._stub.Checkpoint, convert.checkpoint_to_pb(request), timeout)
 
     async def exit(self, *, timeout: float | None = None) -> None:
         """End the shim."""
-        await _answer(self._stub.Exit, shim_pb2.ExitRequest(), timeout)
+        await self._answer(self._stub.Exit, shim_pb2.ExitRequest(), timeout)
 
     def events(self, *, timeout: float | None = None) -> EventStream:
         """Subscribe now to the container's events, first those that nobody has read."""
-        return EventStream(self._stub.Events(shim_pb2.EventsRequest(), timeout=timeout))
+        call = self._stub.Events(shim_pb2.EventsRequest(), timeout=timeout)
+        return EventStream(call, self.socket)
 
     async def kill(
         self, signal: int, *, pid: int = 0, all: bool = False, timeout: float | None = None
     ) -> None:
         """Send `signal` to the init process (pid 0), to `pid`, or to all processes."""
         message = shim_pb2.KillRequest(signal=signal, all=all, pid=pid)
-        await _answer(self._stub.Kill, message, timeout)
+        await self._answer(self._stub.Kill, message, timeout)
 
     async def exec(
         self, spec: Mapping[str, Any], stdio: Stdio, *, timeout: float | None = None
@@ -172,30 +172,30 @@ class ShimClient:
         `spec` is an OCI process (runtime specification, config.md); see shim.oci.spec.process.
         """
         message = convert.exec_to_pb(spec, stdio)
-        answer: shim_pb2.ExecResponse = await _answer(self._stub.Exec, message, timeout)
+        answer: shim_pb2.ExecResponse = await self._answer(self._stub.Exec, message, timeout)
         return answer.pid
 
-    async def pty(
-        self, pid: int, width: int, height: int, *, timeout: float | None = None
-    ) -> None:
+    async def pty(self, pid: int, width: int, height: int, *, timeout: float | None = None) -> None:
         """Set the size, in characters, of the terminal of process `pid`."""
         message = shim_pb2.PtyRequest(pid=pid, width=width, height=height)
-        await _answer(self._stub.Pty, message, timeout)
+        await self._answer(self._stub.Pty, message, timeout)
 
     async def close_stdin(self, pid: int, *, timeout: float | None = None) -> None:
         """End the shim's hold on the stdin of process `pid`."""
-        await _answer(self._stub.CloseStdin, shim_pb2.CloseStdinRequest(pid=pid), timeout)
+        await self._answer(self._stub.CloseStdin, shim_pb2.CloseStdinRequest(pid=pid), timeout)
 
-
-async def _answer(method: Any, request: Any, timeout: float | None) -> Any:
-    with _translated():
-        return await method(request, timeout=timeout)
+    async def _answer(self, method: Any, request: Any, timeout: float | None) -> Any:
+        with _translated(self.socket):
+            return await method(request, timeout=timeout)
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translated(socket: Path) -> Iterator[None]:
     """Turn grpc's error into the shim's own."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise error_of(error.code(), error.details() or error.code().name) from error
+        failure = error_of(error.code(), error.details() or error.code().name)
+        if isinstance(failure, Unavailable) and not is_listening(socket):
+            failure = Unavailable(f"no shim answers on {socket}")
+        raise failure from error

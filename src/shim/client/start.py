@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from shim.client.calls import ShimClient
-from shim.client.exits import ExitWatch
 from shim.client.steady import steadily
-from shim.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
-from shim.model import ContainerState, Status
+from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unavailable
 
 PROGRAM: Final = "containerd-shim-dense"
 
 _START_S: Final = 10.0
-_EXIT_S: Final = 5.0
+# The container is killed and its output delivered meanwhile; a front may die.
+_EXIT_S: Final = 30.0
+_GONE_S: Final = 5.0
 _POLL_S: Final = 0.005
 
 
@@ -31,6 +30,12 @@ class StartedShim(ShimClient):
     def __init__(self, socket: Path, pid: int) -> None:
         super().__init__(socket)
         self.pid = pid
+        self.told_to_exit = False
+
+    async def exit(self, *, timeout: float | None = None) -> None:
+        """As ShimClient's."""
+        await super().exit(timeout=timeout)
+        self.told_to_exit = True
 
 
 @asynccontextmanager
@@ -45,9 +50,10 @@ async def start_shim(
 
     The socket is `socket`, else one in a private directory. `executable` is found beside the
     running Python, else on PATH. With `debug` the shim logs more, to this program's stderr.
-    At the end the container is killed and deleted, and the shim is gone.
+    At the end, also when cancelled, the container is killed and deleted, and the shim is gone.
     Raises Unavailable, with what the shim wrote to stderr, when it ends early or does not
-    answer within 10 s; FailedPrecondition when there is no such program.
+    answer within 10 s; FailedPrecondition when there is no such program. Unless the inside
+    raised, raises why the shim could not delete its container.
     """
     program = executable or _find()
     with (
@@ -56,16 +62,17 @@ async def start_shim(
     ):
         path = (socket or Path(folder, "shim.sock")).absolute()
         process = await _spawn(program, bundle, path, debug, log)
+        client = StartedShim(path, process.pid)
         try:
-            async with StartedShim(path, process.pid) as client:
+            async with client:
                 await _answers(client, process, log)
-                try:
+                async with _retired(client, process):
                     yield client
-                finally:
-                    await _retire(client, process)
         finally:
-            await _end(process)
-            path.unlink(missing_ok=True)
+            try:
+                await _undisturbed(_end(client, process))
+            finally:
+                path.unlink(missing_ok=True)
 
 
 def _find() -> Path:
@@ -126,46 +133,64 @@ def _text(log: IO[bytes]) -> str:
     return log.read().decode(errors="replace").strip() or "it wrote nothing to stderr"
 
 
+@asynccontextmanager
+async def _retired(client: StartedShim, process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """At the end the container is deleted and the shim about to go.
+
+    What ended the inside goes before what goes wrong here, which becomes a note of it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            await _undisturbed(_retire(client, process))
+        except (ShimError, asyncio.CancelledError) as failure:
+            error.add_note(f"while the shim was ended: {failure!r}")
+        raise
+    await _undisturbed(_retire(client, process))
+
+
+async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` to its end, also when we are cancelled meanwhile: that is raised afterwards."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
 async def _retire(client: StartedShim, process: asyncio.subprocess.Process) -> None:
-    """Delete the container, then ask the shim to go."""
-    if process.returncode is not None:
-        return
+    """Have the shim delete its container, and go.
+
+    Raises DeadlineExceeded when that takes more than 30 s, and what Exit does.
+    """
+    exiting = asyncio.create_task(steadily(client, client.exit))
+    ended = asyncio.create_task(process.wait())
     try:
-        await _remove(client)
+        done, _ = await asyncio.wait(
+            [exiting, ended], timeout=_EXIT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise DeadlineExceeded(f"the shim on {client.socket} does not end in {_EXIT_S:g} s")
+        if not ended.done():
+            exiting.result()
     finally:
-        await _exit(client)
+        exiting.cancel()
+        ended.cancel()
+        await asyncio.gather(exiting, ended, return_exceptions=True)
 
 
-async def _exit(client: ShimClient) -> None:
+async def _end(client: StartedShim, process: asyncio.subprocess.Process) -> None:
+    """Wait for the shim to go; ask it by SIGTERM if nobody has, and kill it after 5 s."""
+    if not client.told_to_exit and process.returncode is None:
+        process.terminate()
     try:
-        await client.exit(timeout=_EXIT_S)
-    except (Unavailable, DeadlineExceeded):
-        return  # it went before its answer did, or _end() makes it go
-
-
-async def _remove(client: ShimClient) -> None:
-    """Kill and delete the container, if there is one."""
-    try:
-        state = await steadily(client, client.state)
-        if state.status is not Status.STOPPED:
-            await _kill(client, state)
-        await steadily(client, client.delete)
-    except (FailedPrecondition, NotFound):
-        return  # no container, or it has been deleted meanwhile
-
-
-async def _kill(client: ShimClient, state: ContainerState) -> None:
-    async with ExitWatch(client) as watch:
-        await steadily(client, lambda: client.kill(signal.SIGKILL, all=True))
-        if state.status is Status.PAUSED:
-            await steadily(client, client.resume)  # the frozen do not even die
-        await watch.status(state.pid)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Wait for the shim to go, and make it after 5 s."""
-    try:
-        await asyncio.wait_for(process.wait(), _EXIT_S)
+        await asyncio.wait_for(process.wait(), _GONE_S)
     except TimeoutError:
         process.kill()
         await process.wait()
