@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -20,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shim.client import start_shim
+from shim.launch import STATE
+from shim.model import CreateRequest, Stdio
 
 DENSESHIM = Path(sys.executable).with_name("denseshim")
 SHIM = Path(sys.executable).with_name("containerd-shim-dense")
@@ -108,6 +114,19 @@ def test_the_reader_of_the_output_goes_away() -> None:
         assert process.wait(LIMIT_S) == 128 + signal.SIGPIPE
 
 
+def test_without_stdout_and_stderr() -> None:
+    assert run(*sh("echo hi; exit 3"), preexec_fn=_close(1, 2)).returncode == 3
+
+
+def test_a_closed_stdin_is_an_empty_one() -> None:
+    done = run("-i", "--", "cat", preexec_fn=_close(0))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def _close(*descriptors: int) -> Callable[[], None]:
+    return lambda: [os.close(number) for number in descriptors] and None
+
+
 @contextlib.contextmanager
 def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
     """`denseshim ARGS`, after it has written a first line, which is `ready`."""
@@ -191,6 +210,52 @@ def test_a_bundle_with_another_command(bundle: Path) -> None:
 def test_a_rootfs_of_ones_own(bundle: Path) -> None:
     (bundle / "rootfs/mark").write_text("mine\n")
     assert run("--rootfs", str(bundle / "rootfs"), "--", "cat", "/mark").stdout == b"mine\n"
+
+
+def test_a_signal_while_the_shim_starts(bundle: Path) -> None:
+    with subprocess.Popen([DENSESHIM, "run", "--bundle", str(bundle)]) as process:
+        until(lambda: [pid for pid in _children(process.pid) if _blocks_sigterm(pid)])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 128 + signal.SIGINT
+    assert not state_of(bundle).exists()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _blocks_sigterm(pid: int) -> bool:
+    """Whether `pid` is a keeper; its front takes some time to start."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    facts = dict(line.split(":", 1) for line in lines)
+    return bool(int(facts["SigBlk"], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def state_of(bundle: Path) -> Path:
+    return STATE / hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
+
+
+def test_cancelled_while_it_creates(bundle: Path) -> None:
+    name = f"denseshim-test-{os.getpid()}-cut"
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(_cut_create(CreateRequest(name, str(bundle), "runc", Stdio())))
+    listed = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True)
+    assert name not in listed.stdout.split()
+    assert not state_of(bundle).exists()
+
+
+async def _cut_create(request: CreateRequest) -> None:
+    """Leave a shim as soon as its runtime is at work."""
+    async with start_shim(Path(request.bundle)) as shim, asyncio.TaskGroup() as group:
+        group.create_task(shim.create(request))
+        while not (Path("/run/runc") / request.id).exists():  # noqa: ASYNC110 - runc's doing
+            await asyncio.sleep(0.002)
+        raise asyncio.CancelledError
+
+
+def test_delete_of_a_bundle_where_nothing_is_left(bundle: Path) -> None:
+    done = denseshim("delete", "--json", "--bundle", str(bundle))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", b"")
 
 
 class Terminal:
@@ -298,6 +363,9 @@ class Shim:
         return status
 
     def end(self) -> None:
+        if not self.socket.exists():
+            assert self.process.wait(LIMIT_S) == 0
+            return
         self.call("kill", "--all", "KILL")
         until(lambda: self.call("delete").returncode == 0 or self.call("state").returncode)
         assert self.call("exit").returncode == 0
@@ -389,3 +457,48 @@ def test_events_are_seen(shim: Shim) -> None:
         finally:
             process.terminate()
     assert kinds == ["create", "start"]
+
+
+def test_events_end_with_the_shim(shim: Shim) -> None:
+    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            for _ in range(2):
+                assert process.stdout.readline()
+            assert shim.call("exit").returncode == 0
+            output, errors = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert [json.loads(line)["type"] for line in output.splitlines()] == ["exit"]
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_events_go_on_over_the_front_s_death(shim: Shim) -> None:
+    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
+    with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            for _ in range(2):
+                assert process.stdout.readline()
+            os.kill(_front_of(shim.process.pid), signal.SIGKILL)
+            assert shim.call("kill", "KILL").returncode == 0
+            assert json.loads(process.stdout.readline())["type"] == "exit"
+        finally:
+            process.kill()
+
+
+def _front_of(keeper: int) -> int:
+    return next(
+        pid
+        for pid in _children(keeper)
+        if b"shim.front" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    socket = tmp_path / "gone.sock"
+    for command in ("state", "events"):
+        done = denseshim(command, "--socket", str(socket))
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode() == f"denseshim: no shim answers on {socket}\n"

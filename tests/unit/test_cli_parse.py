@@ -153,6 +153,12 @@ def test_delete_wants_a_shim_or_a_bundle() -> None:
     assert "--bundle" in done.stderr
 
 
+def test_delete_of_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
+    done = invoke("delete", "--bundle", str(tmp_path))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"denseshim: {tmp_path} is not a bundle: no config.json\n"
+
+
 def test_state(recorder: type[Recorder]) -> None:
     row = ProcessInfo(7, Status.RUNNING, args=("sh", "-c"))
     recorder.answers["state"] = ContainerState("box", "/b", 7, Status.RUNNING, (row,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from shim import __version__
@@ -9,6 +11,7 @@ from shim.cli.create import create, restore
 from shim.cli.exec import exec_
 from shim.cli.inspect import events, ps, state
 from shim.cli.run import run
+from shim.cli.streams import open_missing_streams
 from shim.cli.tasks import (
     checkpoint,
     close_stdin,
@@ -22,7 +25,16 @@ from shim.cli.tasks import (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """The commands, with all three standard streams open."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        open_missing_streams()
+        return super().__call__(*args, **kwargs)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="denseshim")
 def main() -> None:
     """Run containers through a shim, and speak with the shim of a container."""

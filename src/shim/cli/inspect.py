@@ -7,7 +7,7 @@ import click
 from shim.cli.call import shim_command
 from shim.cli.output import show_event, show_processes, show_state
 from shim.cli.params import json_option
-from shim.client import ShimClient
+from shim.client import ShimClient, follow_events
 
 
 @click.command()
@@ -31,6 +31,5 @@ async def ps(client: ShimClient, as_json: bool) -> None:
 @shim_command
 async def events(client: ShimClient, as_json: bool) -> None:
     """Show events as they happen, until the shim ends."""
-    async with client.events() as stream:
-        async for event in stream:
-            show_event(event, as_json)
+    async for event in follow_events(client):
+        show_event(event, as_json)

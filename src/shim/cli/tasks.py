@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from shim.cli.call import optional_socket_option, shim_command, with_client
-from shim.cli.output import show_exit
+from shim.cli.output import show_exit, show_json
 from shim.cli.params import DIRECTORY, PID, SIGNAL, json_option
 from shim.cli.report import reported
 from shim.client import ShimClient, start_shim
+from shim.errors import InvalidArgument
 from shim.model import CheckpointRequest
 
 
@@ -94,11 +95,14 @@ async def checkpoint(client: ShimClient, /, **options: Any) -> None:
 def delete(socket: Path | None, bundle: Path | None, as_json: bool, pid: int) -> None:
     """Delete the container, or forget the ended exec PID, and show how it ended.
 
-    With --bundle no shim is asked: whatever a dead one left is killed, unmounted and removed.
+    With --bundle no shim is asked: whatever a dead one left is killed, unmounted and removed,
+    and nothing is shown ({} with --json).
     """
     if bundle is not None:
         with reported(exit_code=1):
             asyncio.run(_clean_up(bundle))
+        if as_json:
+            show_json({})
     elif socket is not None:
         with reported(exit_code=1):
             ended = asyncio.run(with_client(socket, lambda client: client.delete(pid)))
@@ -109,5 +113,7 @@ def delete(socket: Path | None, bundle: Path | None, as_json: bool, pid: int) ->
 
 async def _clean_up(bundle: Path) -> None:
     """A new shim on the bundle takes care of what it finds there."""
+    if not (bundle / "config.json").exists():
+        raise InvalidArgument(f"{bundle} is not a bundle: no config.json")
     async with start_shim(bundle):
         pass
