@@ -384,7 +384,7 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
     if kind == wire.FORGET:
         return forget(k, asked.id)
     if kind == wire.STREAM:
-        return relay_delivered(&k.relay, asked.id, &asked.bytes)
+        return relay_delivered(&k.relay, asked.id, &asked.bytes, &asked.number)
     if kind == wire.READY:
         return front_ready(k)
     if kind == wire.STOP:
@@ -504,18 +504,15 @@ cdef void loop(Keeper *k) noexcept nogil:
 # ---- set-up
 
 cdef int open_signals(Keeper *k) noexcept nogil:
-    """SIGCHLD and SIGTERM come through a descriptor; what a terminal sends is not for a shim."""
+    """SIGCHLD and SIGTERM come through a descriptor; no other signal that can wait ends a keeper."""
     cdef sigset_t mask
     cdef epoll_event event
+    sigfillset(&mask)
+    sigprocmask(SIG_SETMASK, &mask, NULL)
+    signal(SIGCHLD, SIG_DFL)
     sigemptyset(&mask)
     sigaddset(&mask, SIGCHLD)
     sigaddset(&mask, SIGTERM)
-    sigprocmask(SIG_SETMASK, &mask, NULL)
-    signal(SIGCHLD, SIG_DFL)
-    signal(SIGPIPE, SIG_IGN)
-    signal(SIGINT, SIG_IGN)
-    signal(SIGHUP, SIG_IGN)
-    signal(SIGQUIT, SIG_IGN)
     k.signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK)
     event.events = EPOLLIN
     event.data.u64 = <uint64_t>SIGNAL_TAG << 56

@@ -136,13 +136,14 @@ cdef extern from * nogil:
     struct signalfd_siginfo:
         uint32_t ssi_signo
     int sigemptyset(sigset_t *mask)
+    int sigfillset(sigset_t *mask)
     int sigaddset(sigset_t *mask, int number)
     int sigprocmask(int how, const sigset_t *mask, sigset_t *old)
     int signalfd(int fd, const sigset_t *mask, int flags)
     ctypedef void (*handler_t)(int) noexcept
     handler_t signal(int number, handler_t handler)
-    handler_t SIG_IGN, SIG_DFL
-    int SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE, SIGKILL, SIG_SETMASK
+    handler_t SIG_DFL
+    int SIGCHLD, SIGTERM, SIGKILL, SIG_SETMASK
     int SFD_CLOEXEC, SFD_NONBLOCK
 
     # sys/wait.h

@@ -307,14 +307,19 @@ cdef inline int relay_cut(Relay *relay, uint64_t id) noexcept nogil:
     return 0
 
 
-cdef inline int relay_delivered(Relay *relay, uint64_t id, uint64_t *bytes) noexcept nogil:
-    """The bytes that the client has read: those moved, less what its FIFO still holds."""
+cdef inline int relay_delivered(Relay *relay, uint64_t id, uint64_t *bytes,
+                                uint32_t *all) noexcept nogil:
+    """The bytes that the client has read: those moved, less what its FIFO still holds.
+
+    all: 1 when that is all there will be, and the stream only waits for a reader of its end.
+    """
     cdef uint32_t slot = map_find(&relay.ids, id)
     cdef int queued = 0
     if slot == NONE:
         return ESRCH
     ioctl(relay.streams[slot].sink, FIONREAD, &queued)
     bytes[0] = relay.streams[slot].bytes - <uint64_t>queued
+    all[0] = relay.streams[slot].where == LINGER and queued == 0
     return 0
 
 

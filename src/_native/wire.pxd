@@ -25,7 +25,8 @@ cdef enum:
     EXITED = 20      # process `id` has ended: status, time; error: why it could not be executed
     ENDED = 21       # stream `id` has ended: bytes, error
     PROCESS = 22     # snapshot: process `id`; flags GONE, SPAWNED
-    STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: the bytes its client has read
+    STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: `bytes` its client has read,
+                     # and whether that is all there will be: `number`
     LISTENER = 24    # snapshot: listener `id`
     PING = 25
     TERMINATE = 26   # the keeper was asked to end (SIGTERM); a snapshot repeats it

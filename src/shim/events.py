@@ -16,7 +16,7 @@ from typing import Self
 
 from shim.errors import ResourceExhausted
 from shim.journal import Journal
-from shim.model import Event
+from shim.model import Event, EventType
 
 LIMIT = 16_384
 
@@ -61,6 +61,16 @@ class EventLog:
     def holds(self, event: Event) -> bool:
         """Whether this very event waits for its first reader."""
         return event in self._undelivered.values()
+
+    def withdraw(self, id: str, type: EventType) -> None:
+        """Take back what no reader has had: it did not come to be. Before the first `subscribe`.
+
+        Raises OSError.
+        """
+        for number, event in list(self._undelivered.items()):
+            if (event.id, event.type) == (id, type):
+                del self._undelivered[number]
+        self._rewrite()
 
     def subscribe(self) -> Subscription:
         """A new reader, with all undelivered events in its queue. The caller closes it."""

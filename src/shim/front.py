@@ -23,7 +23,7 @@ from shim.keeper.client import KeeperClient
 from shim.keeper.start import CHANNEL
 from shim.service.host import Host
 from shim.service.record import ContainerRecord
-from shim.service.recovery import recover
+from shim.service.recovery import recover, remove_orphan
 from shim.service.shim import Shim
 
 # Seconds for calls under way when the shim ends: the answer to Exit among them.
@@ -44,7 +44,7 @@ async def serve(state: Path, own_socket: Path | None) -> None:
     held = await keeper.begin()
     host = Host(keeper, BlockingPool(), dict(os.environ))
     record = ContainerRecord(state)
-    shim = Shim(host, record, await recover(host, record, held))
+    shim = Shim(host, record, await recover(host, record, held), remove_orphan(host, record))
     server = make_server(shim)
     await _listen(server, keeper, state, held.listeners)
     keeper.ready()
@@ -90,6 +90,7 @@ async def _may_end(shim: Shim, keeper: KeeperClient) -> None:
     while True:
         await keeper.asked_to_end.wait()
         keeper.asked_to_end.clear()
+        await shim.orphan_gone()
         if shim.empty:
             return
         _log.warning("asked to end, but there is a container: staying with it")

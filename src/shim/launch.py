@@ -62,12 +62,23 @@ def launch(own_socket: Path | None, debug: bool) -> None:
     if not (own_socket or _is_listening(INHERITED)):
         raise CannotStart("descriptor 3 is no listening unix socket; or give --socket PATH")
     state = _locked_state(bundle)
+    try:
+        if _has_own_mounts():
+            make_slave_root()
+        listener = INHERITED if own_socket is None else _listen(own_socket)
+    except (CannotStart, OSError):
+        _give_back(state)
+        raise
     _disown(state)
-    if _has_own_mounts():
-        make_slave_root()
-    listener = INHERITED if own_socket is None else _listen(own_socket)
     _detach_stdin()
     become_keeper(_front(state, own_socket, debug), [listener])
+
+
+def _give_back(state: Path) -> None:
+    """Remove the directory with the lock that we hold, unless a dead keeper's record is in it."""
+    if os.listdir(state) == ["lock"]:
+        (state / "lock").unlink()
+        state.rmdir()
 
 
 def _disown(state: Path) -> None:
@@ -137,14 +148,21 @@ def _has_own_mounts() -> bool:
 
 def _listen(path: Path) -> int:
     """A new listening socket at `path`, for root alone; a dead shim's file gives way."""
-    if _is_alive(path):
-        raise CannotStart(f"somebody listens on {path} already")
-    path.unlink(missing_ok=True)
+    if os.path.lexists(path):
+        _make_way(path)
     listener = socket.socket(socket.AF_UNIX)
     os.fchmod(listener.fileno(), 0o600)
     listener.bind(os.fspath(path))
     listener.listen(128)
     return listener.detach()
+
+
+def _make_way(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise CannotStart(f"{path} is there, and is no socket; name another path")
+    if _is_alive(path):
+        raise CannotStart(f"somebody listens on {path} already")
+    path.unlink()
 
 
 def _is_alive(path: Path) -> bool:

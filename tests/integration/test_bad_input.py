@@ -294,7 +294,7 @@ SPECS: dict[str, tuple[bytes, type[ShimError], str]] = {
     "deep": (b"[" * 200_000, InvalidArgument, "not JSON"),
     "deep inside": (b'{"a":' * 100_000, InvalidArgument, "not JSON"),
     "a long number": (b"1" * 10_000, InvalidArgument, "not JSON"),
-    "empty": (b"{}", RuntimeFailed, "runc exec of"),
+    "empty": (b"{}", InvalidArgument, "args"),
     "wrong types": (b'{"args": "true", "user": 3}', RuntimeFailed, "cannot unmarshal"),
 }
 

@@ -212,7 +212,7 @@ async def test_pauses_and_resumes_at_once(
 async def test_calls_while_create_is_under_way(
     daemon: Launched, make_bundle: Callable[..., Bundle]
 ) -> None:
-    """They are refused, and do not wait; so is Exit."""
+    """They are refused, and do not wait."""
     bundle = make_bundle("true")
     (bundle.path / "behaviour.create").write_text(
         ': >"$bundle/reached"; until [ -e "$bundle/gate" ]; do sleep 0.01; done'
@@ -221,15 +221,35 @@ async def test_calls_while_create_is_under_way(
         creating = asyncio.create_task(shim.create(bundle.request(runtime=str(WRAPPER))))
         try:
             await until((bundle.path / "reached").exists, "the runtime creates")
-            calls = {**CALLS, "Exit": lambda shim: shim.exit()}
-            found = {name: await outcome(call(shim)) for name, call in calls.items()}
-            assert found == dict.fromkeys(calls, FailedPrecondition)
+            found = {name: await outcome(call(shim)) for name, call in CALLS.items()}
+            assert found == dict.fromkeys(CALLS, FailedPrecondition)
             with pytest.raises(AlreadyExists):
                 await shim.create(bundle.request())
         finally:
             (bundle.path / "gate").touch()
             await creating
         await shim.delete()
+
+
+async def test_exit_while_create_is_under_way(
+    tmp_path: Path, make_bundle: Callable[..., Bundle]
+) -> None:
+    """Exit waits for the container, deletes it, and the shim is gone."""
+    bundle = make_bundle("sleep", "1000")
+    (bundle.path / "behaviour.create").write_text(
+        ': >"$bundle/reached"; until [ -e "$bundle/gate" ]; do sleep 0.01; done'
+    )
+    with launched(tmp_path / "fresh") as fresh:
+        async with ShimClient(fresh.socket) as shim:
+            creating = asyncio.create_task(shim.create(bundle.request(runtime=str(WRAPPER))))
+            await until((bundle.path / "reached").exists, "the runtime creates")
+            ending = asyncio.create_task(outcome(shim.exit()))
+            with pytest.raises(FailedPrecondition):
+                await shim.state()
+            (bundle.path / "gate").touch()
+            assert await creating > 1
+            assert await ending is None
+        await until(lambda: fresh.process.poll() is not None, "the shim is gone")
 
 
 async def test_exit_while_delete_is_under_way(

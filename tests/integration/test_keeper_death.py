@@ -91,13 +91,19 @@ def left_of(bundle: Bundle) -> list[str]:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     found = [mount for mount in mounts if mount.startswith(str(bundle.path))]
     found += map(str, RUNC_STATE.glob(bundle.id))
-    return found + [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{bundle.id}")]
+    return found + cgroups_of(bundle)
+
+
+def cgroups_of(bundle: Bundle) -> list[str]:
+    """The container's cgroups; os.walk bears those that vanish meanwhile."""
+    walk = os.walk("/sys/fs/cgroup")
+    return [folder for folder, _, _ in walk if folder.endswith(f"-{bundle.id}")]
 
 
 async def cleans_up_and_serves(bundle: Bundle, asked: CreateRequest) -> None:
     """The next shim on the bundle removes everything; the same id can be created and run."""
     async with serving(bundle) as (shim, events):
-        assert left_of(bundle) == []
+        await until(lambda: left_of(bundle) == [], "the removal of what was left")
         with pytest.raises(FailedPrecondition):
             await shim.state()
         pid = await shim.create(asked)
@@ -105,7 +111,7 @@ async def cleans_up_and_serves(bundle: Bundle, asked: CreateRequest) -> None:
         await shim.kill(signal.SIGKILL)
         assert (await events.exit(pid)).status == 137
         await shim.delete()
-        assert left_of(bundle) == []
+        await until(lambda: left_of(bundle) == [], "the removal of what was left")
 
 
 async def test_a_running_container_is_removed(
@@ -130,7 +136,7 @@ async def test_a_running_container_is_removed(
 
 def pids_of(bundle: Bundle) -> list[int]:
     """The processes in the container's cgroups."""
-    files = Path("/sys/fs/cgroup").glob(f"**/{bundle.id}/cgroup.procs")
+    files = [Path(folder, "cgroup.procs") for folder in cgroups_of(bundle)]
     return sorted({int(line) for file in files for line in file.read_text().split()})
 
 
@@ -181,7 +187,7 @@ async def test_clients_are_told(make_bundle: Make) -> None:
                 with pytest.raises(Unavailable):
                     await asyncio.wait_for(waiting, 5)
     async with serving(bundle):
-        assert left_of(bundle) == []
+        await until(lambda: left_of(bundle) == [], "the removal of what was left")
 
 
 async def test_a_hung_front_does_not_stay(make_bundle: Make) -> None:
@@ -285,7 +291,7 @@ async def test_killed_while_output_flows(make_bundle: Make) -> None:
     assert set(lines[:-1]) == {b"0123456789"}
     assert b"0123456789".startswith(lines[-1])
     async with serving(bundle):
-        assert left_of(bundle) == []
+        await until(lambda: left_of(bundle) == [], "the removal of what was left")
 
 
 async def test_a_second_shim_on_a_living_ones_bundle_is_refused(make_bundle: Make) -> None:

@@ -171,6 +171,16 @@ def test_a_dead_shim_s_socket_gives_way_and_ours_is_private(tmp_path: Path) -> N
         shim.wait()
 
 
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    refused = run(tmp_path, "--socket", str(path))
+    assert refused.returncode == 1
+    assert one_line(refused.stderr)
+    assert "no socket" in refused.stderr
+    assert path.read_text() == "data"
+
+
 def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0

@@ -322,3 +322,21 @@ def test_it_does_what_the_model_does(tmp_path_factory, operations):
 
     asyncio.run(scenario())
     journal.close()
+
+
+async def test_what_did_not_come_to_be_is_withdrawn(tmp_path):
+    """A front died between an event and its state: nobody hears of it."""
+    path = tmp_path / "events"
+    before = Journal(path)
+    created = Event("half-made", EventType.CREATE, 7)
+    others = [Event("other", EventType.CREATE, 8), Event("half-made", EventType.START, 7)]
+    log = EventLog(before)
+    for published in (others[0], created, others[1]):
+        log.publish(published)
+    before.close()
+    again = Journal(path)
+    successor = EventLog(again)
+    successor.withdraw("half-made", EventType.CREATE)
+    assert not successor.holds(created)
+    assert again.load() == others
+    again.close()

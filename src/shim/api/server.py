@@ -20,7 +20,8 @@ from shim.api.codes import code_of
 from shim.errors import ShimError
 from shim.service.shim import Shim
 
-OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.max_pings_without_data", 0)]
+# A daemon may ping an idle connection as often as it likes: it would lose its Events.
+OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)]
 
 _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]

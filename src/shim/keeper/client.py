@@ -110,9 +110,13 @@ class Stream:
         except NotFound:
             return
 
-    async def delivered(self) -> int:
-        """The bytes that the client has read so far."""
-        return (await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")).moved
+    async def delivered(self) -> int | None:
+        """The bytes that the client has read so far; None when there is nothing left to read."""
+        try:
+            reply = await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")
+        except NotFound:
+            return None
+        return None if reply.number else reply.moved
 
     def settle(self) -> None:
         """The keeper has reported the end of this stream."""

@@ -231,6 +231,8 @@ class Container:
         """Start another process in the container; its pid. Execs do not wait for each other."""
         check(Operation.EXEC, self.status, self.facts.id)
         read = ProcessSpec.read(spec, stdio.terminal)
+        if not read.args or not read.cwd.startswith("/"):
+            raise InvalidArgument("an exec's process needs args, and an absolute cwd")
         return await self.execs.add(self._runtime, read, spec, stdio)
 
     async def kill(self, number: int, pid: int, all: bool) -> None:

@@ -17,6 +17,7 @@ from shim.model import CreateRequest, Event, EventType, Status
 from shim.mounts import mount_all, unmount_all
 from shim.runtime import Runtime, read_pid
 from shim.service.bundle import check_id, read_config
+from shim.service.commands import Commands
 from shim.service.container import FILE_LIMIT, Container
 from shim.service.host import Host
 from shim.service.launch import launch
@@ -33,9 +34,12 @@ _log = logging.getLogger(__name__)
 class Creation:
     """One Create. What it has done so far is taken back when it fails."""
 
-    def __init__(self, host: Host, record: ContainerRecord, request: CreateRequest) -> None:
+    def __init__(
+        self, host: Host, record: ContainerRecord, commands: Commands, request: CreateRequest
+    ) -> None:
         self._host = host
         self._record = record
+        self._commands = commands
         self._request = request
         self._bundle = Path(request.bundle)
         self._facts = Facts(
@@ -126,7 +130,7 @@ class Creation:
             id = self._host.keeper.new_id()
             self._facts.intent = {"command": "create", "spawn": id}
             self._record.save(self._facts, init)
-            return await self._host.keeper.spawn(command, id)
+            return await self._commands.spawn(command, id)
 
         return spawn
 

@@ -20,7 +20,7 @@ from typing import Any
 from shim.cgroup import Cgroup, remove_empty
 from shim.errors import InvalidArgument, NotFound, RuntimeFailed, ShimError
 from shim.keeper.client import Held, Spawn
-from shim.model import Status
+from shim.model import EventType, Status
 from shim.runtime import Runtime, read_pid
 from shim.service.bundle import read_config
 from shim.service.container import FILE_LIMIT, Container
@@ -44,27 +44,47 @@ _log = logging.getLogger(__name__)
 
 
 async def recover(host: Host, record: ContainerRecord, held: Held) -> Container | None:
-    """The container to go on with, if there is one. Raises CorruptState."""
+    """The container to go on with, if there is one; what was half made is taken back.
+
+    Raises CorruptState.
+    """
     for socket in record.directory.glob("*.tty"):  # its listener was the dead front
         socket.unlink()
-    orphan = record.load_orphan()
-    state = orphan or record.load()
+    state = record.load()
     if state is None:
         _drop_unknown(held, set())
         return None
     facts = Facts.from_state(state["facts"])
     init = _process(state["init"], held)
-    make = partial(
-        Runtime, facts.runtime, Path(facts.bundle), host.keeper.spawn, host.env, expected=True
-    )
-    runtime = await host.pool.run("find the runtime", FILE_LIMIT, make)
-    if facts.created and not orphan:
+    runtime = await _runtime(host, facts)
+    if facts.created:
         return await _go_on(host, record, facts, runtime, init, held)
+    _log.warning("container %s was left half made; removing it", facts.id)
     await _finish_command(facts.intent.get("spawn", 0), held)
-    _log.warning("container %s was left half made or by a dead keeper; removing it", facts.id)
+    record.events.withdraw(facts.id, EventType.CREATE)
     await _remove(host, record, facts, runtime, init)
     _drop_unknown(held, set())
     return None
+
+
+async def remove_orphan(host: Host, record: ContainerRecord) -> None:
+    """Remove the container of a dead keeper, if there is one. Raises what `undo` raises.
+
+    It may take seconds, so a front serves meanwhile.
+    """
+    state = record.load_orphan()
+    if state is None:
+        return
+    facts = Facts.from_state(state["facts"])
+    _log.warning("container %s was left by a dead keeper; removing it", facts.id)
+    await _remove(host, record, facts, await _runtime(host, facts), _process(state["init"], Held()))
+
+
+async def _runtime(host: Host, facts: Facts) -> Runtime:
+    make = partial(
+        Runtime, facts.runtime, Path(facts.bundle), host.keeper.spawn, host.env, expected=True
+    )
+    return await host.pool.run("find the runtime", FILE_LIMIT, make)
 
 
 def _process(state: Mapping[str, Any], held: Held) -> Process:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from shim.errors import (
@@ -16,6 +16,7 @@ from shim.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    ShimError,
 )
 from shim.events import Subscription
 from shim.model import (
@@ -26,6 +27,7 @@ from shim.model import (
     ProcessInfo,
     Stdio,
 )
+from shim.service.commands import Commands
 from shim.service.container import Container
 from shim.service.create import Creation
 from shim.service.host import Host
@@ -33,6 +35,8 @@ from shim.service.record import ContainerRecord
 
 # What a window's size is given in: struct winsize, ioctl_tty(2).
 LARGEST_SIDE = 0xFFFF
+# Seconds that Exit leaves a Create which is under way.
+CREATE_LIMIT = 10.0
 
 
 class Shim:
@@ -42,13 +46,22 @@ class Shim:
     """
 
     def __init__(
-        self, host: Host, record: ContainerRecord, container: Container | None = None
+        self,
+        host: Host,
+        record: ContainerRecord,
+        container: Container | None,
+        removal: Coroutine[Any, Any, None],
     ) -> None:
         self._host = host
         self._record = record
         self._container = container
+        self._commands = Commands(host.keeper)
         self._creating = ""
+        self._idle = asyncio.Event()  # no Create is under way
+        self._idle.set()
+        self._exiting = False
         self._deleted = record.load_deleted()
+        self._removal = asyncio.ensure_future(removal)  # of what a dead keeper has left
         self.ended = asyncio.Event()
 
     @property
@@ -70,16 +83,31 @@ class Shim:
         there = self._container.facts.id if self._container else self._creating
         if there:
             raise AlreadyExists(f"this shim has container {there} already")
-        if self.ended.is_set():
+        if self._exiting:
             raise FailedPrecondition("this shim is about to end")
         self._creating = request.id or "?"
+        self._idle.clear()
         try:
-            self._container = await Creation(self._host, self._record, request).run()
+            await self._clear_away()
+            creation = Creation(self._host, self._record, self._commands, request)
+            self._container = await creation.run()
         except OSError as error:
             raise ResourceExhausted(f"cannot create {request.id}: {error}") from error
         finally:
             self._creating = ""
+            self._idle.set()
         return self._container.init.pid
+
+    async def orphan_gone(self) -> None:
+        """Return when what a dead keeper has left is removed, or cannot be."""
+        await asyncio.wait((self._removal,))
+
+    async def _clear_away(self) -> None:
+        await self.orphan_gone()
+        error = self._removal.exception()
+        if isinstance(error, ShimError | OSError):
+            raise FailedPrecondition(f"cannot remove what a dead shim has left here: {error}")
+        self._removal.result()
 
     async def start(self) -> None:
         """Run the created container's program."""
@@ -142,10 +170,25 @@ class Shim:
         return self._record.events.subscribe()
 
     async def exit(self) -> None:
-        """Stop serving. A container that is still there is deleted first, so nothing is left."""
-        if self._creating:
-            raise FailedPrecondition(f"container {self._creating} is still being created")
-        if self._container is not None:
-            with contextlib.suppress(NotFound):  # another call has deleted it meanwhile
-                await self.delete(0)
+        """Stop serving. A container that is still there is deleted first, so nothing is left.
+
+        One that is being created is waited for; a runtime that hangs over it is killed.
+        """
+        self._exiting = True
+        try:
+            await self._creation_over()
+            await self._clear_away()
+            if self._container is not None:
+                with contextlib.suppress(NotFound):  # another call has deleted it meanwhile
+                    await self.delete(0)
+        except ShimError:
+            self._exiting = False
+            raise
         self.ended.set()
+
+    async def _creation_over(self) -> None:
+        try:
+            await asyncio.wait_for(self._idle.wait(), CREATE_LIMIT)
+        except TimeoutError:
+            await self._commands.kill()
+            await self._idle.wait()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from shim.blocking import BlockingPool
-from shim.errors import InvalidArgument, NotFound
+from shim.errors import InvalidArgument
 from shim.keeper.client import Held, KeeperClient, Stream
 from shim.keeper.records import Flag
 from shim.model import Stdio
@@ -29,6 +29,7 @@ OPEN_LIMIT = 10.0
 # A drain goes on while its client reads, but not for ever (seconds).
 DRAIN_PAUSE = 2.0
 DRAIN_LIMIT = 10.0
+DRAIN_LOOK = 0.05
 
 NAMES = ("stdin", "stdout", "stderr")
 
@@ -79,18 +80,23 @@ class ProcessStdio:
 
     async def drain(self, what: str) -> None:
         """Wait until all output is delivered, as long as its client reads; then cut the rest."""
-        end = asyncio.get_running_loop().time() + DRAIN_LIMIT
-        outputs = self._open_outputs()
-        while outputs and asyncio.get_running_loop().time() < end:
-            before = [await _delivered(stream) for stream in outputs]
-            waits = [asyncio.ensure_future(stream.wait()) for stream in outputs]
-            await asyncio.wait(waits, timeout=DRAIN_PAUSE)
-            if before == [await _delivered(stream) for stream in outputs]:
-                break
-            outputs = self._open_outputs()
-        if self._open_outputs():
+        loop = asyncio.get_running_loop()
+        end, patience = loop.time() + DRAIN_LIMIT, loop.time() + DRAIN_PAUSE
+        before = await self._undelivered()
+        while before and loop.time() < min(end, patience):
+            await asyncio.wait([stream.ended for stream in before], timeout=DRAIN_LOOK)
+            after = await self._undelivered()
+            if after != before:
+                patience = loop.time() + DRAIN_PAUSE
+            before = after
+        if before:
             _log.warning("%s: output cut, for nobody reads it or somebody holds it open", what)
         self.cut()
+
+    async def _undelivered(self) -> dict[Stream, int]:
+        """The outputs that have not reached their clients, with the bytes that have."""
+        found = {stream: await stream.delivered() for stream in self._open_outputs()}
+        return {stream: count for stream, count in found.items() if count is not None}
 
     def _open_outputs(self) -> list[Stream]:
         return [
@@ -104,14 +110,6 @@ class ProcessStdio:
         for stream in self._streams.values():
             if not stream.ended.done():
                 stream.cut()
-
-
-async def _delivered(stream: Stream) -> int | None:
-    """How much the client has read by now; None once the stream has ended."""
-    try:
-        return await stream.delivered()
-    except NotFound:
-        return None
 
 
 class StdioBuilder:
