@@ -151,8 +151,6 @@ def test_a_socket_that_somebody_listens_on_is_left_alone(shim: Launched, tmp_pat
     done = run(other, "--socket", str(shim.socket))
     assert (done.returncode, one_line(done.stderr)) == (1, True)
     assert "somebody listens" in done.stderr
-    state_directory(other).joinpath("lock").unlink()
-    state_directory(other).rmdir()
 
 
 def test_a_dead_shim_s_socket_gives_way_and_ours_is_private(tmp_path: Path) -> None:
