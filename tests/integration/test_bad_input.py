@@ -295,7 +295,9 @@ SPECS: dict[str, tuple[bytes, type[ShimError], str]] = {
     "deep inside": (b'{"a":' * 100_000, InvalidArgument, "not JSON"),
     "a long number": (b"1" * 10_000, InvalidArgument, "not JSON"),
     "empty": (b"{}", InvalidArgument, "args"),
-    "wrong types": (b'{"args": "true", "user": 3}', RuntimeFailed, "cannot unmarshal"),
+    "no list": (b'{"args": "true", "cwd": "/"}', InvalidArgument, "args"),
+    "no directory": (b'{"args": ["true"]}', InvalidArgument, "cwd"),
+    "wrong types": (b'{"args": ["true"], "cwd": "/", "user": 3}', RuntimeFailed, "unmarshal"),
 }
 
 
