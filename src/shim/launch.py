@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import signal
 import socket
 import stat
 import sys
@@ -61,6 +62,8 @@ def launch(own_socket: Path | None, debug: bool) -> None:
         raise CannotStart("must run as root")
     if not (own_socket or _is_listening(INHERITED)):
         raise CannotStart("descriptor 3 is no listening unix socket; or give --socket PATH")
+    # From here on there is state to remove: a SIGTERM waits, over execve(2), for the keeper.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     state = _locked_state(bundle)
     try:
         if _has_own_mounts():
