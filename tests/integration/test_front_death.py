@@ -77,7 +77,7 @@ async def replaced(shim: StartedShim) -> None:
 
 
 async def test_output_flows_on(make_bundle: Make) -> None:
-    """Demand 20: 256 MiB through stdin and stdout, while three fronts die."""
+    """Demand 20: 1 GiB through stdin and stdout, while three fronts die."""
     bundle = make_bundle("cat")
     block = random.Random(1).randbytes(MIB)
     with Reader(bundle.fifo("stdout")) as reader:
@@ -86,14 +86,14 @@ async def test_output_flows_on(make_bundle: Make) -> None:
             result = asyncio.create_task(reader.digest())
             sent = hashlib.sha256()
             with Writer(bundle.fifo("stdin")) as writer:
-                for turn in range(256):
-                    if turn in (30, 110, 190):
+                for turn in range(1024):
+                    if turn in (120, 440, 760):
                         await kill_front(shim.pid)
                     data = turn.to_bytes(8) + block
                     sent.update(data)
                     await writer.write(data)
             await steadily(shim, lambda: shim.close_stdin(pid))
-            assert await result == (256 * (MIB + 8), sent.hexdigest())
+            assert await result == (1024 * (MIB + 8), sent.hexdigest())
             assert (await events.exit(pid)).status == 0
 
 
