@@ -68,11 +68,12 @@ cdef extern from * nogil:
 
     # errno.h
     int EAGAIN, EBADF, EBUSY, ECHILD, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENFILE
-    int EPERM, EPIPE, EPROTO, ESRCH
+    int EALREADY, ENOBUFS, EPERM, EPIPE, EPROTO, ESRCH
 
     # unistd.h, fcntl.h
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
+    ssize_t pread(int fd, void *buffer, size_t count, long offset)
     int close(int fd)
     int dup2(int old, int new)
     int chdir(const char *path)
@@ -83,10 +84,11 @@ cdef extern from * nogil:
     void _exit(int status)
     unsigned int geteuid()
     int fcntl(int fd, int command, ...)
+    int fallocate(int fd, int mode, long offset, long length)
     ssize_t splice(int source, void *offset_in, int sink, void *offset_out, size_t count,
                    unsigned int flags)
-    int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, F_GET_SEALS
-    int F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW
+    int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS
+    int F_SEAL_SEAL, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW
     int O_NONBLOCK, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 
     # sys/stat.h
@@ -160,7 +162,11 @@ cdef extern from * nogil:
     # sys/mman.h
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
+    int madvise(void *address, size_t length, int advice)
+    int memfd_create(const char *name, unsigned int flags)
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE
+    int MADV_DONTNEED
+    unsigned int MFD_CLOEXEC, MFD_ALLOW_SEALING
     void *MAP_FAILED
 
     # sys/socket.h, sys/un.h
