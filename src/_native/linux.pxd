@@ -74,6 +74,7 @@ cdef extern from * nogil:
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
     ssize_t pread(int fd, void *buffer, size_t count, long offset)
+    int open(const char *path, int flags, ...)
     int close(int fd)
     int dup2(int old, int new)
     int chdir(const char *path)
@@ -89,7 +90,7 @@ cdef extern from * nogil:
                    unsigned int flags)
     int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS
     int F_SEAL_SEAL, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW
-    int O_NONBLOCK, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    int O_NONBLOCK, O_WRONLY, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 
     # sys/stat.h
     struct stat_t "stat":

@@ -28,8 +28,9 @@ cdef struct Limit:
     uint64_t hard
 
 cdef struct Command:
-    uint32_t argc, envc, descriptors, mask, limits
+    uint32_t argc, envc, descriptors, mask, limits, joins
     int32_t death_signal
+    uint32_t zero
     int32_t target[16]
     Limit limit[16]
 
@@ -39,7 +40,7 @@ cdef struct Spawner:
     int32_t *errors          # shared memory, one for each of the keeper's process slots
     uint32_t most
     rlimit files             # what the launcher had
-    char **strings           # argv, NULL, envp, NULL
+    char **strings           # cwd, argv, NULL, envp, NULL, joins, NULL
 
 
 cdef inline bint is_sealed(int memory) noexcept nogil:
@@ -75,20 +76,26 @@ cdef inline char *lay_out(char *text, char *end, char **strings, uint32_t count)
     return text
 
 
+cdef inline char **first_join(Spawner *spawner, Command *command) noexcept nogil:
+    return spawner.strings + command.argc + command.envc + 3
+
+
 cdef inline bint parse_command(Spawner *spawner, Command *command, size_t size,
                                int passed) noexcept nogil:
-    """Fill spawner.strings with cwd, argv, NULL, envp, NULL; False: not a command."""
+    """Fill spawner.strings; False: not a command."""
     cdef char *text = <char *>command + sizeof(Command)
     cdef char *end = <char *>command + size
-    cdef uint64_t total = <uint64_t>command.argc + command.envc
+    cdef uint64_t total = <uint64_t>command.argc + command.envc + command.joins
     if command.argc == 0 or total > MAX_STRINGS - 4 or command.limits > MAX_LIMITS:
         return False
     if command.descriptors > MAX_DESCRIPTORS or <int>command.descriptors != passed:
         return False
     text = lay_out(text, end, spawner.strings, command.argc + 1)
+    if text != NULL:
+        text = lay_out(text, end, spawner.strings + command.argc + 2, command.envc)
     if text == NULL:
         return False
-    return lay_out(text, end, spawner.strings + command.argc + 2, command.envc) == end
+    return lay_out(text, end, first_join(spawner, command), command.joins) == end
 
 
 cdef inline int place_descriptors(Command *command, int *passed) noexcept nogil:
@@ -111,11 +118,23 @@ cdef inline int place_descriptors(Command *command, int *passed) noexcept nogil:
     return 0
 
 
+cdef inline void join_cgroups(char **files) noexcept nogil:
+    """Move into each cgroup by its cgroup.procs. One may be gone: then all goes on without it."""
+    cdef int fd
+    while files[0] != NULL:
+        fd = open(files[0], O_WRONLY)
+        if fd >= 0:
+            write(fd, <char *>b"0", 1)
+            close(fd)
+        files += 1
+
+
 cdef inline int become(Spawner *spawner, Command *command, int *passed) noexcept nogil:
     """In the child: take the command's shape and execute it. Returns only with an errno."""
     cdef rlimit limit
     cdef uint32_t i
     cdef int error
+    join_cgroups(first_join(spawner, command))
     if command.death_signal:
         if prctl(PR_SET_PDEATHSIG, command.death_signal) < 0:
             return errno

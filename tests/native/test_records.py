@@ -120,6 +120,7 @@ COMMANDS: st.SearchStrategy[dict[str, Any]] = st.builds(
     limits=limit_pairs(),
     death_signal=st.sampled_from([0, signal.SIGKILL, signal.SIGTERM, 64]),
     targets=st.sets(st.integers(0, REPORT - 1), max_size=MAX_DESCRIPTORS - 1),
+    joins=st.lists(TEXT.map("/no/such/".__add__), max_size=3).map(tuple),
 )
 
 
@@ -195,7 +196,7 @@ def memory_of(data: bytes, seals: int = ALL_SEALS) -> int:
 
 def with_head(**changes: int) -> bytes:
     """PLAIN, but with a head that lies."""
-    names = ("argc", "envc", "descriptors", "umask", "limits", "death_signal")
+    names = ("argc", "envc", "descriptors", "umask", "limits", "joins", "death_signal")
     values = list(HEAD.unpack_from(PLAIN))
     for name, value in changes.items():
         values[names.index(name)] = value
@@ -233,6 +234,8 @@ HOSTILE: dict[str, Callable[[], int]] = {
     "most descriptors": lambda: memory_of(with_head(descriptors=2**32 - 1)),
     "17 limits": lambda: memory_of(with_head(limits=MAX_LIMITS + 1)),
     "most limits": lambda: memory_of(with_head(limits=2**32 - 1)),
+    "a cgroup too many": lambda: memory_of(with_head(joins=1)),
+    "most cgroups": lambda: memory_of(with_head(joins=2**32 - 1)),
     "too many strings": lambda: memory_of(unlimited_strings()),
     "too long": lambda: memory_of(PLAIN[:-1].ljust(MAX_SIZE, b"x") + b"\0"),
     "a device": another_file("/dev/zero"),

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,82 @@ def test_what_cannot_be_executed(
 def test_a_folder_that_is_not_there(front: Front) -> None:
     assert front.spawn(50, "/bin/true", cwd="/no/such").error == 0
     assert front.exited(50).error == errno.ENOENT
+
+
+CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("pids", "freezer", "unified", "")]
+
+
+@pytest.fixture
+def cgroups() -> Iterator[list[Path]]:
+    """New cgroups, one in every hierarchy that this host has of the above."""
+    made = []
+    for root in CGROUPS:
+        if (root / "cgroup.procs").exists():
+            made.append(root / f"denseshim-test-{os.getpid()}")
+            made[-1].mkdir()
+    try:
+        yield made
+    finally:
+        for folder in made:
+            wait_until(lambda folder=folder: not members(folder), "the cgroup to be empty")
+            folder.rmdir()
+
+
+def members(cgroup: Path) -> list[int]:
+    return [int(line) for line in (cgroup / "cgroup.procs").read_text().split()]
+
+
+def test_a_program_starts_in_its_cgroups(front: Front, cgroups: list[Path]) -> None:
+    """It, and nobody else: the spawner stays where it is."""
+    assert cgroups
+    joins = tuple(str(folder / "cgroup.procs") for folder in cgroups)
+    pid = front.spawn(50, "/bin/sleep", "1000", joins=joins).pid
+    for folder in cgroups:
+        wait_until(lambda folder=folder: members(folder) == [pid], "the program to be inside")
+    assert front.ask(Kind.SIGNAL, id=50, number=signal.SIGKILL).error == 0
+    assert front.exited(50).status == 128 + signal.SIGKILL
+
+
+def test_a_program_is_in_its_cgroup_from_its_first_instruction(
+    front: Front, cgroups: list[Path]
+) -> None:
+    """Nothing that it does is outside."""
+    reading, writing = os.pipe()
+    joins = tuple(str(folder / "cgroup.procs") for folder in cgroups)
+    command = ("/bin/cat", "/proc/self/cgroup")
+    assert front.spawn(50, *command, descriptors={1: writing}, joins=joins).error == 0
+    os.close(writing)
+    text = read_to_end(reading).decode()
+    os.close(reading)
+    assert front.exited(50).status == 0
+    assert text.count(f"/denseshim-test-{os.getpid()}\n") == len(cgroups)
+
+
+def test_a_cgroup_that_is_gone_is_passed_over(front: Front, cgroups: list[Path]) -> None:
+    """The program starts, and is in the others."""
+    first, *others = (str(folder / "cgroup.procs") for folder in cgroups)
+    joins = ("/sys/fs/cgroup/no-such/cgroup.procs", "", "/proc/self/status", first, "/", *others)
+    pid = front.spawn(50, "/bin/sleep", "1000", joins=joins).pid
+    for folder in cgroups:
+        wait_until(lambda folder=folder: members(folder) == [pid], "the program to be inside")
+    assert front.ask(Kind.SIGNAL, id=50, number=signal.SIGKILL).error == 0
+    assert front.exited(50).status == 128 + signal.SIGKILL
+
+
+def test_a_program_with_few_descriptors_is_in_its_cgroups(cgroups: list[Path], tiny: str) -> None:
+    """The command's own limit comes later; the launcher's is enough for what a command has."""
+    joins = tuple(str(folder / "cgroup.procs") for folder in cgroups)
+    limits = {resource.RLIMIT_NOFILE: (0, 0)}
+    with harness.keeper(files=(60, 2000)) as keeper:
+        reading, writing = os.pipe()
+        targets = {number: reading for number in range(16)}
+        options = {"descriptors": targets, "joins": joins, "limits": limits}
+        pid = keeper.front.spawn(50, tiny, "read", "9", **options).pid
+        os.close(reading)
+        for folder in cgroups:
+            wait_until(lambda folder=folder: members(folder) == [pid], "the program to be inside")
+        os.close(writing)
+        assert keeper.front.exited(50).status == 9
 
 
 def test_a_limit_that_cannot_be_set(front: Front) -> None:

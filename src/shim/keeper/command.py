@@ -3,10 +3,12 @@
 The form is one memfd, sealed, with this layout (little endian; the reader is
 `src/_native/spawner.pxd`):
 
-    u32 argc, u32 envc, u32 descriptors, u32 umask, u32 limits, i32 death_signal
+    u32 argc, u32 envc, u32 descriptors, u32 umask, u32 limits, u32 joins
+    i32 death_signal, u32 zero
     i32 target[MAX_DESCRIPTORS]          the number each passed descriptor gets in the child
     { u32 resource, u32 zero, u64 soft, u64 hard } [MAX_LIMITS]
-    cwd NUL, argv[0] NUL … argv[argc-1] NUL, env[0] NUL … env[envc-1] NUL
+    cwd NUL, argv[0] NUL … argv[argc-1] NUL, env[0] NUL … env[envc-1] NUL,
+    join[0] NUL … join[joins-1] NUL
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ MAX_DESCRIPTORS = 16
 MAX_LIMITS = 16
 MAX_SIZE = 16 << 20
 
-_HEAD = struct.Struct(f"<5Ii{MAX_DESCRIPTORS}i")
+_HEAD = struct.Struct(f"<6IiI{MAX_DESCRIPTORS}i")
 _LIMIT = struct.Struct("<IIQQ")
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -34,6 +36,8 @@ class Command:
     descriptor numbers to descriptors of the caller, which are borrowed. All others are closed
     in the child. `limits` maps resource numbers (setrlimit(2)) to (soft, hard).
     `death_signal` is sent to the child when the keeper dies (PR_SET_PDEATHSIG); 0 for none.
+    `joins` are the cgroup.procs files of cgroups that the child enters before anything else;
+    one that cannot be entered is passed over.
     """
 
     argv: tuple[str, ...]
@@ -43,6 +47,7 @@ class Command:
     umask: int = 0o022
     limits: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     death_signal: int = 0
+    joins: tuple[str, ...] = ()
 
 
 def pack(command: Command) -> int:
@@ -71,13 +76,14 @@ def _pack_bytes(command: Command) -> bytes:
     if len(targets) > MAX_DESCRIPTORS or len(limits) > MAX_LIMITS:
         raise ValueError(f"at most {MAX_DESCRIPTORS} descriptors and {MAX_LIMITS} limits")
     environment = [f"{name}={value}" for name, value in command.env.items()]
-    strings = [os.fsencode(text) for text in (command.cwd, *command.argv, *environment)]
+    texts = (command.cwd, *command.argv, *environment, *command.joins)
+    strings = [os.fsencode(text) for text in texts]
     if any(b"\0" in text for text in strings):
         raise ValueError("a command's strings cannot hold NUL")
     padded = targets + (-1,) * (MAX_DESCRIPTORS - len(targets))
     head = _HEAD.pack(
         len(command.argv), len(environment), len(targets), command.umask, len(limits),
-        command.death_signal, *padded,
+        len(command.joins), command.death_signal, 0, *padded,
     )  # fmt: skip
     rows = [_LIMIT.pack(number, 0, *pair) for number, pair in limits.items()]
     rows += [_LIMIT.pack(0, 0, 0, 0)] * (MAX_LIMITS - len(rows))
