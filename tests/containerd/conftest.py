@@ -1,0 +1,75 @@
+"""A containerd for each test module, and what a test under it may not leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containerd.containerd import NAMESPACE, Containerd
+from tests.containerd.guard import nothing_left_in
+from tests.containerd.machine import machine
+from tests.containerd.rootfs import Rootfs
+from tests.containerd.support import RUNTIME, shim_binary, until
+
+# Where the environment that runs the tests has its programs: the product is among them.
+PROGRAMS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs() -> None:
+    """Missing what can be installed is a failure, not a reason to skip."""
+    where = f"{PROGRAMS}:{os.environ['PATH']}"
+    for name in ("containerd", "ctr", "dockerd", "docker", "runc", shim_binary(RUNTIME)):
+        assert shutil.which(name, path=where), f"{name} is missing: run `make test`"
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Rootfs:
+    """Busybox, for all containers."""
+    return Rootfs(tmp_path_factory.mktemp("busybox"))
+
+
+@pytest.fixture(scope="module")
+def search_path() -> tuple[Path, ...]:
+    """The directories that containerd looks for shims in, before those of PATH."""
+    return (PROGRAMS,)
+
+
+@pytest.fixture(scope="module")
+def containerd(
+    tmp_path_factory: pytest.TempPathFactory, rootfs: Rootfs, search_path: tuple[Path, ...]
+) -> Iterator[Containerd]:
+    """A containerd in a machine of its own, under which a container has run."""
+    with machine() as room:
+        daemon = Containerd(room, tmp_path_factory.mktemp("containerd"), rootfs, search_path)
+        daemon.start()
+        try:
+            assert daemon.run("true").returncode == 0
+            yield daemon
+        finally:
+            daemon.stop()
+            end_shims(daemon)
+            remove_cgroups(NAMESPACE)
+
+
+def end_shims(daemon: Containerd) -> None:
+    """Wait until no shim runs any more: without containers none has a reason to."""
+    until(lambda: not daemon.shims(), "the shims end")
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the empty cgroups that a container's path leaves above it, in all hierarchies."""
+    for path in Path("/sys/fs/cgroup").glob(f"*/{name}"):
+        path.rmdir()
+
+
+@pytest.fixture(autouse=True)
+def clean_machine(containerd: Containerd, clean: None) -> Iterator[None]:
+    """No test may leave a process, socket, FIFO, mount, bundle or state behind."""
+    with nothing_left_in(containerd):
+        yield
