@@ -10,6 +10,7 @@ nothing is pending.
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from blocks cimport POOL_SIZE, Pool, pool_open
 from channel cimport (Channel, channel_attach, channel_detach, channel_flush, channel_open,
                       channel_send)
 from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
@@ -25,9 +26,9 @@ from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, r
 from spawner cimport CANNOT_EXECUTE, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
                      relay_open)
-from table cimport NONE, map_find
+from table cimport NONE, arena, map_find
 cimport wire
-from wire cimport Record
+from wire cimport MOST_INLINE, Record
 
 RECORD_SIZE = sizeof(Record)
 
@@ -57,6 +58,8 @@ cdef struct Keeper:
     int32_t *errors              # shared with the spawner's children
     rlimit files                 # what the launcher had
     int command                  # the front's command, a sealed memfd
+    char *payload                # room for what comes with one record
+    Pool pool                    # memory for requests, answers and events
     Relay relay
     Reaper reaper
     Channel channel
@@ -129,7 +132,7 @@ cdef void spawn(Keeper *k, Parcel *parcel) noexcept nogil:
 cdef void spawner_answers(Keeper *k) noexcept nogil:
     cdef Parcel parcel
     cdef uint32_t slot
-    cdef int error = receive_parcel(k.spawner, &parcel)
+    cdef int error = receive_parcel(k.spawner, &parcel, NULL)
     while error == 0 or error == EMFILE:
         slot = parcel.record.number
         if error == EMFILE:
@@ -145,7 +148,7 @@ cdef void spawner_answers(Keeper *k) noexcept nogil:
                     channel_send(&k.channel, &parcel.record)
                 report_exits(k)
         discard(&parcel)
-        error = receive_parcel(k.spawner, &parcel)
+        error = receive_parcel(k.spawner, &parcel, NULL)
 
 
 cdef void spawner_gone(Keeper *k) noexcept nogil:
@@ -319,6 +322,7 @@ cdef void snapshot(Keeper *k) noexcept nogil:
         memset(&record, 0, sizeof(record))
         record.kind = wire.LISTENER
         record.id = k.listeners.all[i].id
+        record.flags = k.listeners.all[i].flags
         channel_send(&k.channel, &record)
     if k.asked_to_end:
         report_terminate(k)
@@ -356,10 +360,17 @@ cdef int stop(Keeper *k) noexcept nogil:
     return 0
 
 
+cdef bint has_payload(uint32_t kind) noexcept nogil:
+    return (kind == wire.BEGUN or kind == wire.RESPOND or kind == wire.DESTINATION
+            or kind == wire.PUBLISH)
+
+
 cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
     """Do what one request asks; 0 or the errno of the answer."""
     cdef Record *asked = &parcel.record
     cdef uint32_t kind = asked.kind
+    if parcel.size and not has_payload(kind):
+        return EPROTO
     if kind == wire.SNAPSHOT:
         snapshot(k)
         return 0
@@ -401,13 +412,18 @@ cdef void answer(Keeper *k, Parcel *parcel, int error) noexcept nogil:
     report_exits(k)
 
 
+cdef bint is_spawn(Parcel *parcel) noexcept nogil:
+    return (parcel.record.kind == wire.SPAWN and parcel.record.id > FRONT_ID
+            and parcel.size == 0)
+
+
 cdef void front_speaks(Keeper *k) noexcept nogil:
     """Serve a bounded number of requests, so that a busy front starves no stream."""
     cdef Parcel parcel
     cdef int error
     cdef int i
     for i in range(EVENTS):
-        error = receive_parcel(k.channel.socket, &parcel)
+        error = receive_parcel(k.channel.socket, &parcel, k.payload)
         if error == EAGAIN:
             return
         if error == EPIPE or error == ECONNRESET or error == EBADF:
@@ -417,7 +433,7 @@ cdef void front_speaks(Keeper *k) noexcept nogil:
         heard_of_front(k)
         if error:
             answer(k, &parcel, error)
-        elif parcel.record.kind == wire.SPAWN and parcel.record.id > FRONT_ID:
+        elif is_spawn(&parcel):
             spawn(k, &parcel)
             discard(&parcel)
         else:
@@ -524,6 +540,9 @@ cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept n
                                MAP_SHARED | MAP_ANONYMOUS, -1, 0)
     if k.errors == MAP_FAILED or not reaper_open(&k.reaper, most, k.errors):
         return False
+    k.payload = <char *>arena(MOST_INLINE)
+    if k.payload == NULL or not pool_open(&k.pool, POOL_SIZE):
+        return False
     if not relay_open(&k.relay, k.epoll, most, pipe_budget):
         return False
     return channel_open(&k.channel, k.epoll, CHANNEL_TAG, 2 * most + 1024)
@@ -555,7 +574,7 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget) noexcept nogil:
 def run(list listeners, int command, unsigned long long pipe_budget):
     """Be the keeper until the front says STOP. Never releases the GIL to anything else.
 
-    listeners: listening sockets (taken); the first gets id 2, and so on.
+    listeners: listening sockets (taken), each with its flags; the first gets id 2, and so on.
     command: sealed memfd (taken) of the front's command, see `shim.keeper.command`; its
     descriptor 0 becomes the channel.
     pipe_budget: bytes by which all pipes together may grow.
@@ -568,8 +587,8 @@ def run(list listeners, int command, unsigned long long pipe_budget):
     if set_up(&keeper, pipe_budget) < 0:
         raise OSError(errno, "setting up the keeper")
     keeper.command = command
-    for socket in listeners:
-        error = listener_add(&keeper.listeners, id, socket)
+    for socket, flags in listeners:
+        error = listener_add(&keeper.listeners, id, socket, flags)
         if error:
             raise OSError(error, f"watching listening socket {socket}")
         id += 1

@@ -24,6 +24,7 @@ cdef enum:
 
 cdef struct Listener:
     uint64_t id
+    uint32_t flags           # FRAMES, DOOR
     int socket               # owned
     int front                # owned, O_PATH; -1: nobody serves, callers wait
 
@@ -44,12 +45,14 @@ cdef inline int listener_watch(Listeners *listeners, uint32_t index, uint32_t ev
                               &event) < 0 else 0
 
 
-cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket) noexcept nogil:
+cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket,
+                             uint32_t flags) noexcept nogil:
     """Hold a listening socket; takes it. Nobody is accepted before `listener_serve`."""
     cdef Listener *listener = &listeners.all[listeners.count]
     if listeners.count == MOST_LISTENERS:
         return ENFILE
     listener.id = id
+    listener.flags = flags
     listener.socket = socket
     listener.front = -1
     fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK)

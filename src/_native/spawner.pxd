@@ -9,7 +9,7 @@
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
+from fds cimport Parcel, discard, drop, is_sealed, receive_parcel, send_parcel, take
 from linux cimport *
 from table cimport arena
 from wire cimport RECORD_DESCRIPTORS, SPAWN
@@ -41,12 +41,6 @@ cdef struct Spawner:
     uint32_t most
     rlimit files             # what the launcher had
     char **strings           # cwd, argv, NULL, envp, NULL, joins, NULL
-
-
-cdef inline bint is_sealed(int memory) noexcept nogil:
-    cdef int seals = fcntl(memory, F_GET_SEALS)
-    cdef int wanted = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW
-    return seals >= 0 and seals & wanted == wanted
 
 
 cdef inline Command *map_command(int memory, size_t *size) noexcept nogil:
@@ -197,7 +191,7 @@ cdef inline void spawner_main(Spawner *spawner) noexcept nogil:
     cdef Parcel parcel
     cdef int error
     while True:
-        error = receive_parcel(spawner.socket, &parcel)
+        error = receive_parcel(spawner.socket, &parcel, NULL)
         if error == EMFILE:
             parcel.record.error = EMFILE
         elif error:

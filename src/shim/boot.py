@@ -4,7 +4,7 @@ Run as a file by `python -I -S`, so that neither `site` nor any other module is 
 way of execve(2), so that nothing of the launcher stays in memory.
 
 Arguments: the directory that holds the package `shim`, the pipe budget in bytes, the descriptor
-of the front's command, and the descriptors of listening sockets.
+of the front's command, and the descriptors of listening sockets, each with its flags: FD:FLAGS.
 """
 
 import sys
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     from shim import _keeper
 
-    budget, command, *listeners = (int(text) for text in sys.argv[2:])
-    _keeper.run(listeners, command, budget)
+    listeners = [tuple(map(int, text.split(":"))) for text in sys.argv[4:]]
+    _keeper.run(listeners, int(sys.argv[3]), int(sys.argv[2]))

@@ -46,7 +46,7 @@ async def serve(state: Path, own_socket: Path | None) -> None:
     record = ContainerRecord(state)
     shim = Shim(host, record, await recover(host, record, held), remove_orphan(host, record))
     server = make_server(shim)
-    await _listen(server, keeper, state, held.listeners)
+    await _listen(server, keeper, state, list(held.listeners))
     keeper.ready()
     await _until_the_end(shim, keeper)
     await server.stop(GRACE)

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import shim
+from shim.keeper.records import Flag
 from shim.keeper.start import become_keeper
 from shim.mounts import make_slave_root
 
@@ -74,7 +75,7 @@ def launch(own_socket: Path | None, debug: bool) -> None:
         raise
     _disown(state)
     _detach_stdin()
-    become_keeper(_front(state, own_socket, debug), [listener])
+    become_keeper(_front(state, own_socket, debug), [(listener, Flag(0))])
 
 
 def _give_back(state: Path) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shim.keeper.command import Command, pack
-from shim.keeper.records import LAYOUT, Flag, Kind, Record, unpack
+from shim.keeper.packet import ROOM, Packet, receive, send
+from shim.keeper.records import Flag, Kind, Record
 
 FRONT = """
 import os, socket, sys
@@ -35,8 +36,10 @@ from shim.keeper.start import become_keeper
 if sys.argv[4]:
     soft, hard = map(int, sys.argv[4].split(":"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from shim.keeper.records import Flag
+listeners = [tuple(map(int, text.split(":"))) for text in sys.argv[5:]]
 become_keeper([sys.executable, "-I", "-S", "-c", sys.argv[2], sys.argv[3]],
-              [int(text) for text in sys.argv[5:]])
+              [(descriptor, Flag(flags)) for descriptor, flags in listeners])
 """
 # A library for the keeper alone (LD_PRELOAD): scripts/sanitize gives it the sanitizers'.
 PRELOAD = os.environ.get("DENSESHIM_TEST_PRELOAD", "")
@@ -45,7 +48,11 @@ PATIENCE = 20.0
 
 
 class Front:
-    """The channel of one generation of the keeper's front, as a blocking peer."""
+    """The channel of one generation of the keeper's front, as a blocking peer.
+
+    Reports that come while something else is waited for are kept in `reports`; those that have a
+    payload or descriptors in `packets`, too.
+    """
 
     def __init__(self, link: socket.socket, channel: socket.socket) -> None:
         self._link = link
@@ -53,6 +60,8 @@ class Front:
         self.channel.setblocking(True)
         self.channel.settimeout(PATIENCE)
         self.reports: list[Record] = []
+        self.packets: list[Packet] = []
+        self._room = bytearray(ROOM)
         self._serial = 0
 
     def close(self) -> None:
@@ -61,15 +70,21 @@ class Front:
         self._link.close()
 
     def receive(self) -> Record:
-        return unpack(self.channel.recv(LAYOUT.size))
+        """The next record. ConnectionResetError: the channel's end."""
+        packet = receive(self.channel, self._room)
+        if packet is None:
+            raise ConnectionResetError("the keeper has closed the channel")
+        if packet.record.kind == Kind.REQUEST:
+            self.packets.append(packet)
+        return packet.record
 
-    def tell(self, record: Record, *descriptors: int) -> None:
-        socket.send_fds(self.channel, [record.pack()], list(descriptors))
+    def tell(self, record: Record, *descriptors: int, payload: bytes = b"") -> None:
+        send(self.channel, record, payload, descriptors)
 
-    def ask(self, kind: Kind, *descriptors: int, **fields: int) -> Record:
+    def ask(self, kind: Kind, *descriptors: int, payload: bytes = b"", **fields: int) -> Record:
         """The reply to a request, whatever its error; reports that come before it are kept."""
         self._serial += 1
-        self.tell(Record(kind, serial=self._serial, **fields), *descriptors)
+        self.tell(Record(kind, serial=self._serial, **fields), *descriptors, payload=payload)
         while True:
             record = self.receive()
             if record.serial == self._serial:
@@ -151,18 +166,22 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Path, listeners: tuple[int, ...] = (), files: tuple[int, int] | None = None
+        self,
+        folder: Path,
+        listeners: tuple[tuple[int, Flag], ...] = (),
+        files: tuple[int, int] | None = None,
     ) -> None:
         self._rendezvous = socket.socket(socket.AF_UNIX)
         self._rendezvous.bind(str(folder / "front.sock"))
         self._rendezvous.listen(8)
         self._rendezvous.settimeout(PATIENCE)
         limit = f"{files[0]}:{files[1]}" if files else ""
-        arguments = [FRONT, str(folder / "front.sock"), limit, *map(str, listeners)]
+        arguments = [FRONT, str(folder / "front.sock"), limit]
+        arguments += [f"{descriptor}:{flags.value}" for descriptor, flags in listeners]
         self.process = subprocess.Popen(
             [sys.executable, "-c", BOOT, SOURCE, *arguments],
             stdin=subprocess.DEVNULL,
-            pass_fds=listeners,
+            pass_fds=[descriptor for descriptor, _ in listeners],
             env=keeper_environment(),
             start_new_session=True,
         )
@@ -202,7 +221,7 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def keeper(*listeners: int, files: tuple[int, int] | None = None) -> Iterator[Keeper]:
+def keeper(*listeners: tuple[int, Flag], files: tuple[int, int] | None = None) -> Iterator[Keeper]:
     """A keeper for the block; it must end in good order when asked to."""
     with tempfile.TemporaryDirectory() as folder:
         made = Keeper(Path(folder), listeners, files)

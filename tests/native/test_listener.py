@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.keeper.records import Kind
+from shim.keeper.records import Flag, Kind
 from tests.native import harness
 from tests.native.harness import PATIENCE, Keeper, wait_until
 from tests.native.support import background, cpu_ticks, wake_ups
@@ -77,7 +77,7 @@ def server() -> Iterator[Server]:
         os.chmod(folder, 0o755)
         listening.bind(f"{folder}/shim.sock")
         listening.listen(64)
-        with harness.keeper(listening.fileno()) as keeper:
+        with harness.keeper((listening.fileno(), Flag(0))) as keeper:
             made = Server(keeper, Path(folder))
             yield made
             made.close()

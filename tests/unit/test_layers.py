@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
 NARROW: dict[tuple[str, str], set[str]] = {
     ("client", "api"): {"shim.api.convert", "shim.api.codes"},
     ("runtime", "keeper"): {"shim.keeper.command"},
-    ("launch", "keeper"): {"shim.keeper.start"},
+    ("launch", "keeper"): {"shim.keeper.records", "shim.keeper.start"},
     ("api", "service"): {"shim.service.shim"},
 }
 

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from shim.keeper.records import LAYOUT, Kind, Record, unpack
+from shim.keeper.packet import ROOM, check_size, receive, send
+from shim.keeper.records import Kind, Record
+
+Report = Callable[[Record, bytes, list[int]], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Unsent:
+    record: Record
+    payload: bytes
+    descriptors: Sequence[int]
+    asked: asyncio.Future[Record] | None = None
 
 
 class Channel:
     """Speaks with the keeper over a connected SOCK_SEQPACKET socket, which it takes.
 
     Nothing blocks: what the socket does not accept waits in a queue. Records that are not
-    replies go to `report`; `lost` is called once, when the keeper is gone.
+    replies go to `report`, with their payload and their descriptors, which it owns from then on;
+    `lost` is called once, when the keeper is gone or cannot be understood.
     """
 
-    def __init__(
-        self, sock: socket.socket, report: Callable[[Record], None], lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, sock: socket.socket, report: Report, lost: Callable[[], None]) -> None:
         self._socket = sock
         self._report = report
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._serials = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Record]] = {}
-        self._unsent: deque[tuple[Record, Sequence[int], asyncio.Future[Record] | None]] = deque()
+        self._unsent: deque[_Unsent] = deque()
+        self._room = bytearray(ROOM)
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
 
@@ -43,19 +57,24 @@ class Channel:
                 future.set_exception(ConnectionError("the keeper is gone"))
         self._waiting.clear()
 
-    def tell(self, record: Record) -> None:
-        """Send a record that needs no reply."""
-        self._send(record, (), None)
+    def tell(self, record: Record, payload: bytes = b"") -> None:
+        """Send a record that needs no reply. Raises ValueError when the payload is too long."""
+        check_size(payload)
+        self._send(_Unsent(record, payload, ()))
 
-    async def ask(self, record: Record, descriptors: Sequence[int] = ()) -> Record:
+    async def ask(
+        self, record: Record, descriptors: Sequence[int] = (), payload: bytes = b""
+    ) -> Record:
         """Send a request with descriptors (borrowed until this returns) and await its reply.
 
-        Raises OSError with the keeper's errno, ConnectionError when the keeper is gone.
+        Raises OSError with the keeper's errno, ConnectionError when the keeper is gone,
+        ValueError when the payload is too long.
         """
+        check_size(payload)
         future: asyncio.Future[Record] = self._loop.create_future()
         record = replace(record, serial=next(self._serials))
         self._waiting[record.serial] = future
-        self._send(record, descriptors, future)
+        self._send(_Unsent(record, payload, descriptors, future))
         try:
             reply = await future
         finally:
@@ -64,46 +83,53 @@ class Channel:
             raise OSError(reply.error, f"{Kind(record.kind).name}: {os.strerror(reply.error)}")
         return reply
 
-    def _send(
-        self, record: Record, descriptors: Sequence[int], asked: asyncio.Future[Record] | None
-    ) -> None:
-        self._unsent.append((record, descriptors, asked))
+    def _send(self, unsent: _Unsent) -> None:
+        self._unsent.append(unsent)
         if len(self._unsent) == 1:
             self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
-            record, descriptors, asked = self._unsent[0]
+            first = self._unsent[0]
             try:
                 # A request given up before it was sent must not go out: its descriptors are closed.
-                if asked is None or not asked.done():
-                    socket.send_fds(self._socket, [record.pack()], list(descriptors))
+                if first.asked is None or not first.asked.done():
+                    send(self._socket, first.record, first.payload, first.descriptors)
             except BlockingIOError:
                 self._loop.add_writer(self._socket, self._flush)
                 return
             except (BrokenPipeError, ConnectionResetError):
                 self._gone()
                 return
+            except OSError as error:  # a descriptor that is none, no memory for a large payload
+                if first.asked is None:
+                    _log.error("the channel: %s", error)
+                    self._gone()
+                    return
+                first.asked.set_exception(error)
             self._unsent.popleft()
         self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
         while True:
             try:
-                data = self._socket.recv(LAYOUT.size + 1)
+                packet = receive(self._socket, self._room)
             except BlockingIOError:
                 return
-            except ConnectionResetError:
-                data = b""
-            if not data:
+            except (ConnectionResetError, ValueError) as error:
+                _log.error("the channel: %s", error)
+                packet = None
+            if packet is None:
                 self._gone()
                 return
-            self._handle(unpack(data))
+            self._handle(*packet)
 
-    def _handle(self, record: Record) -> None:
+    def _handle(self, record: Record, payload: bytes, descriptors: list[int]) -> None:
         if not record.serial:
-            self._report(record)
+            self._report(record, payload, descriptors)
             return
+        for descriptor in descriptors:
+            os.close(descriptor)
         future = self._waiting.get(record.serial)
         if future is not None and not future.done():
             future.set_result(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import logging
 import os
 import socket
 import time
@@ -20,6 +21,8 @@ from shim.model import Exit
 
 # Requests to the spawner that may be under way at once: less than its socket holds.
 MOST_SPAWNS = 64
+
+_log = logging.getLogger(__name__)
 
 
 def explain(error: OSError, what: str) -> ShimError:
@@ -37,10 +40,11 @@ def explain(error: OSError, what: str) -> ShimError:
 class Child:
     """A process that the keeper follows. `id` is the front's, unique for the keeper's life."""
 
-    def __init__(self, client: KeeperClient, id: int, pid: int) -> None:
+    def __init__(self, client: KeeperClient, id: int, pid: int, marks: int = 0) -> None:
         self._client = client
         self.id = id
         self.pid = pid
+        self.marks = marks  # of events that earlier fronts have published about it
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._failure: OSError | None = None
 
@@ -51,11 +55,13 @@ class Child:
             raise self._failure
         return ended
 
-    async def signal(self, number: int) -> None:
-        """Send a signal through the pidfd. Raises NotFound when the process has ended."""
-        await self._client.ask(
-            Record(Kind.SIGNAL, id=self.id, number=number), f"signal {number} to pid {self.pid}"
-        )
+    async def signal(self, number: int, request: int = 0) -> None:
+        """Send a signal through the pidfd. Raises NotFound when the process has ended.
+
+        `request` has begun once the signal is sent: its answer is then the empty one.
+        """
+        record = Record(Kind.SIGNAL, id=self.id, number=number, owner=request)
+        await self._client.ask(record, f"signal {number} to pid {self.pid}")
 
     def forget(self) -> None:
         """The exit has been taken note of; the keeper need not keep it any longer."""
@@ -124,17 +130,39 @@ class Stream:
             self.ended.set_result(None)
 
 
+@dataclass(frozen=True)
+class Incoming:
+    """A ttrpc request that the keeper has taken. The receiver owns the descriptors."""
+
+    id: int  # unique for the keeper's life
+    listener: int
+    time: int  # of its first arrival, nanoseconds since the epoch
+    pid: int
+    uid: int
+    gid: int
+    body: bytes  # a ttrpc Request
+    descriptors: tuple[int, ...]
+
+
 @dataclass
 class Held:
     """What the keeper holds when a front begins: what earlier fronts have left to it."""
 
     children: dict[int, Spawn] = field(default_factory=dict)
     streams: dict[int, Stream] = field(default_factory=dict)
-    listeners: list[int] = field(default_factory=list)
+    listeners: dict[int, Flag] = field(default_factory=dict)
+    destinations: set[int] = field(default_factory=set)
 
 
 class KeeperClient:
-    """The keeper, as the front uses it. Takes the channel's socket."""
+    """The keeper, as the front uses it. Takes the channel's socket.
+
+    `on_request` and `on_cancelled` are the front's, set before `begin`; requests come after
+    `ready`, those that earlier fronts have not answered first.
+    """
+
+    on_request: Callable[[Incoming], None]
+    on_cancelled: Callable[[int], None]
 
     def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
         self._channel = Channel(sock, self._report, lost)
@@ -143,6 +171,8 @@ class KeeperClient:
         self._held = Held()
         self._ids = itertools.count(time.time_ns())
         self._spawns = asyncio.Semaphore(MOST_SPAWNS)
+        self.on_request = _refuse
+        self.on_cancelled = lambda id: None
         self.asked_to_end = asyncio.Event()
 
     def close(self) -> None:
@@ -150,19 +180,70 @@ class KeeperClient:
         self._channel.close()
 
     def new_id(self) -> int:
-        """An id that no process or stream of this keeper has had."""
+        """An id that no process, stream, listener or destination of this keeper has had."""
         return next(self._ids)
 
     async def begin(self) -> Held:
         """Learn what the keeper holds. Raises ConnectionError."""
         await self._channel.ask(Record(Kind.SNAPSHOT))
-        known = [*self._held.children, *self._held.streams]
+        held = self._held
+        known = [*held.children, *held.streams, *held.listeners, *held.destinations]
         self._ids = itertools.count(max([time.time_ns(), *(id + 1 for id in known)]))
         return self._held
 
     async def serve(self, listener: int, front: int) -> None:
         """Relay a listener's callers to the socket behind `front` (O_PATH, borrowed)."""
         await self._channel.ask(Record(Kind.SERVE, id=listener), [front])
+
+    async def listen(self, id: int, sock: int, flags: Flag) -> None:
+        """Give the keeper a listening socket (borrowed) as listener `id`.
+
+        Raises ResourceExhausted, FailedPrecondition (no listening socket; the id is taken).
+        """
+        try:
+            await self._channel.ask(Record(Kind.LISTEN, id=id, flags=flags), [sock])
+        except OSError as error:
+            raise explain(error, "listening") from error
+
+    async def unlisten(self, id: int) -> None:
+        """Close a listener; its connections stay. Raises NotFound."""
+        await self.ask(Record(Kind.UNLISTEN, id=id), "closing a listener")
+
+    def replayable(self, id: int) -> None:
+        """A request has had no effect: should this front die, the next one gets it."""
+        self.tell(Record(Kind.REPLAYABLE, id=id))
+
+    def begun(self, id: int, answer: bytes) -> None:
+        """A request has effects from now on: should this front die, `answer` is its answer."""
+        self.tell(Record(Kind.BEGUN, id=id), answer)
+
+    def respond(self, id: int, body: bytes) -> None:
+        """Answer a request with a ttrpc Response; nothing happens when its caller is gone."""
+        self.tell(Record(Kind.RESPOND, id=id), body)
+
+    async def destination(self, id: int, path: str) -> None:
+        """Events for destination `id` go to the ttrpc socket at `path` from now on."""
+        record = Record(Kind.DESTINATION, id=id)
+        try:
+            await self._channel.ask(record, payload=os.fsencode(path))
+        except OSError as error:
+            raise explain(error, f"sending events to {path}") from error
+
+    def forget_destination(self, id: int) -> None:
+        """No more events for it: it goes once its queue is empty."""
+        self.tell(Record(Kind.UNDESTINATION, id=id))
+
+    def publish(
+        self, destination: int, owner: int, body: bytes, mark: int = 0, number: int = 0
+    ) -> None:
+        """Queue an event, a ttrpc Request, behind all that was told before.
+
+        owner: id of the process that it is about; 0: none. mark: nothing is queued when the
+        process has it already, by which an event is sent once over the deaths of fronts.
+        number: the count of a counted mark.
+        """
+        record = Record(Kind.PUBLISH, id=destination, owner=owner, flags=mark, number=number)
+        self.tell(record, body)
 
     def ready(self) -> None:
         """This front serves."""
@@ -172,9 +253,9 @@ class KeeperClient:
         """All is done: the keeper delivers what is under way and ends."""
         self.tell(Record(Kind.STOP))
 
-    def tell(self, record: Record) -> None:
-        """Send what needs no reply."""
-        self._channel.tell(record)
+    def tell(self, record: Record, payload: bytes = b"") -> None:
+        """Send what needs no reply. Raises ValueError when the payload is too long."""
+        self._channel.tell(record, payload)
 
     async def ask(self, record: Record, what: str) -> Record:
         """A request for a caller, named `what`. Raises the ShimError that the errno stands for."""
@@ -242,7 +323,12 @@ class KeeperClient:
         if self._children.pop(id, None) is not None:
             self.tell(Record(Kind.FORGET, id=id))
 
-    def _report(self, record: Record) -> None:
+    def _report(self, record: Record, payload: bytes, descriptors: list[int]) -> None:
+        if record.kind == Kind.REQUEST:
+            self.on_request(_incoming(record, payload, descriptors))
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
         handler = self._HANDLERS.get(record.kind)
         if handler is not None:
             handler(self, record)
@@ -260,7 +346,7 @@ class KeeperClient:
         self.tell(Record(Kind.FORGET, id=record.id))
 
     def _process_held(self, record: Record) -> None:
-        child = self._children[record.id] = Spawn(self, record.id, record.pid)
+        child = self._children[record.id] = Spawn(self, record.id, record.pid, record.number)
         self._held.children[record.id] = child
         if record.flags & Flag.GONE:
             child.settle(record)
@@ -272,7 +358,16 @@ class KeeperClient:
             self._ended(record)
 
     def _listener_held(self, record: Record) -> None:
-        self._held.listeners.append(record.id)
+        self._held.listeners[record.id] = Flag(record.flags)
+
+    def _destination_held(self, record: Record) -> None:
+        self._held.destinations.add(record.id)
+
+    def _cancelled(self, record: Record) -> None:
+        self.on_cancelled(record.id)
+
+    def _lost(self, record: Record) -> None:
+        _log.warning("destination %d: %d events were given up", record.id, record.number)
 
     def _ping(self, record: Record) -> None:
         self.tell(Record(Kind.PONG))
@@ -288,4 +383,26 @@ class KeeperClient:
         Kind.LISTENER: _listener_held,
         Kind.PING: _ping,
         Kind.TERMINATE: _terminate,
+        Kind.DESTINATION: _destination_held,
+        Kind.CANCELLED: _cancelled,
+        Kind.LOST: _lost,
     }
+
+
+def _incoming(record: Record, payload: bytes, descriptors: list[int]) -> Incoming:
+    return Incoming(
+        id=record.id,
+        listener=record.owner,
+        time=record.time,
+        pid=record.pid,
+        uid=record.status,
+        gid=record.number,
+        body=payload,
+        descriptors=tuple(descriptors),
+    )
+
+
+def _refuse(incoming: Incoming) -> None:
+    """A front without a handler has no listeners with FRAMES."""
+    for descriptor in incoming.descriptors:
+        os.close(descriptor)

@@ -13,11 +13,12 @@ The form is one memfd, sealed, with this layout (little endian; the reader is
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from shim.keeper.packet import sealed_memory
 
 MAX_DESCRIPTORS = 16
 MAX_LIMITS = 16
@@ -25,7 +26,6 @@ MAX_SIZE = 16 << 20
 
 _HEAD = struct.Struct(f"<6IiI{MAX_DESCRIPTORS}i")
 _LIMIT = struct.Struct("<IIQQ")
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,7 @@ def pack(command: Command) -> int:
     Raises ValueError for what cannot be expressed: too many descriptors or limits, a NUL in
     a string, more than MAX_SIZE bytes.
     """
-    data = _pack_bytes(command)
-    memory = os.memfd_create("command", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(memory, view) :]
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(memory)
-        raise
-    return memory
+    return sealed_memory("command", _pack_bytes(command))
 
 
 def _pack_bytes(command: Command) -> bytes:

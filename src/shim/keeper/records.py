@@ -1,7 +1,9 @@
 """The records of the channel between front and keeper.
 
 One record is one packet of a SOCK_SEQPACKET socket and always has the same layout; the other
-description of it is `src/_native/wire.pxd`, and says what each kind means.
+description of it is `src/_native/wire.pxd`, and says what each kind means. A payload of at most
+MOST_INLINE bytes follows it in the packet; a larger one, up to MOST_PAYLOAD, is in a sealed
+memfd, the packet's first descriptor, and the record has Flag.LARGE.
 """
 
 from __future__ import annotations
@@ -30,6 +32,16 @@ class Kind(enum.IntEnum):
     STOP = 14
     PONG = 15
 
+    LISTEN = 30
+    UNLISTEN = 31
+    REPLAYABLE = 32
+    BEGUN = 33
+    RESPOND = 34
+    DESTINATION = 35
+    UNDESTINATION = 36
+    PUBLISH = 37
+    UPGRADE = 38
+
     EXITED = 20
     ENDED = 21
     PROCESS = 22
@@ -37,17 +49,26 @@ class Kind(enum.IntEnum):
     LISTENER = 24
     PING = 25
     TERMINATE = 26
+    REQUEST = 40
+    CANCELLED = 41
+    LOST = 42
 
 
 class Flag(enum.IntFlag):
-    """RELAY: which end the hold keeps open. Snapshot: what the object's state is."""
+    """RELAY: which end the hold keeps open. LISTEN: what is spoken. Snapshot: the object's state."""
 
     OUTPUT = 1
     INPUT = 2
     GONE = 4
     SPAWNED = 8
+    FRAMES = 32
+    DOOR = 64
+    LARGE = 1 << 16
 
 
+MOST_DESCRIPTORS = 17
+MOST_INLINE = 60 << 10
+MOST_PAYLOAD = (4 << 20) + (64 << 10)
 LAYOUT = struct.Struct("<2I5Qi3I")
 
 
@@ -72,8 +93,8 @@ class Record:
         return LAYOUT.pack(*astuple(self))
 
 
-def unpack(data: bytes) -> Record:
-    """The record in one packet. Raises ValueError when its size is wrong."""
-    if len(data) != LAYOUT.size:
+def unpack(data: bytes | memoryview) -> Record:
+    """The record that a packet begins with. Raises ValueError when the packet is too short."""
+    if len(data) < LAYOUT.size:
         raise ValueError(f"a record of {len(data)} bytes instead of {LAYOUT.size}")
-    return Record(*LAYOUT.unpack(data))
+    return Record(*LAYOUT.unpack_from(data))

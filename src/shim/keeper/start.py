@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import shim
 from shim.keeper.command import Command, pack
+from shim.keeper.records import Flag
 
 PACKAGE = Path(shim.__file__).resolve().parent
 PIPE_LIMIT = Path("/proc/sys/fs/pipe-user-pages-soft")
@@ -28,17 +29,19 @@ def pipe_budget() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 4
 
 
-def become_keeper(front: Sequence[str], listeners: Sequence[int]) -> NoReturn:
+def become_keeper(front: Sequence[str], listeners: Sequence[tuple[int, Flag]]) -> NoReturn:
     """Replace this process by a keeper that runs `front` and holds the listening sockets.
 
     front: argv of the front, absolute; it finds its channel on descriptor 3.
+    listeners: descriptors, each with the flags of LISTEN; the first becomes listener 2.
     """
     # A front that hangs would not notice the keeper's death by itself.
     command = pack(
         Command(tuple(front), os.environ, descriptors={CHANNEL: -1}, death_signal=signal.SIGKILL)
     )
-    for descriptor in (command, *listeners):
+    for descriptor in (command, *(descriptor for descriptor, _ in listeners)):
         os.set_inheritable(descriptor, True)
-    numbers = [str(number) for number in (pipe_budget(), command, *listeners)]
-    boot = [sys.executable, "-I", "-S", str(PACKAGE / "boot.py"), str(PACKAGE.parent), *numbers]
+    held = [f"{descriptor}:{flags.value}" for descriptor, flags in listeners]
+    boot = [sys.executable, "-I", "-S", str(PACKAGE / "boot.py"), str(PACKAGE.parent)]
+    boot += [str(pipe_budget()), str(command), *held]
     os.execv(sys.executable, boot)
