@@ -13,5 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     from shim import _keeper
 
-    listeners = [tuple(map(int, text.split(":"))) for text in sys.argv[4:]]
-    _keeper.run(listeners, int(sys.argv[3]), int(sys.argv[2]))
+    budget, command = (int(text) for text in sys.argv[2:4])
+    pairs = [text.split(":") for text in sys.argv[4:]]
+    listeners = [(int(descriptor), int(flags)) for descriptor, flags in pairs]
+    _keeper.run(listeners, command, budget)

@@ -55,7 +55,7 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """RELAY: which end the hold keeps open. LISTEN: what is spoken. Snapshot: the object's state."""
+    """RELAY: which end the hold keeps open. LISTEN: what is spoken. Snapshot: an object's state."""
 
     OUTPUT = 1
     INPUT = 2
