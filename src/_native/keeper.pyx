@@ -24,8 +24,8 @@ from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collec
 from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish,
                     relay_forget, relay_resize, relay_run, relay_timers, relay_unhold)
 from spawner cimport CANNOT_EXECUTE, spawner_start
-from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, leave, relay_add,
-                     relay_open)
+from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
+                     relay_add, relay_open)
 from table cimport NONE, arena, map_find
 cimport wire
 from wire cimport MOST_INLINE, Record
@@ -339,7 +339,8 @@ cdef int begin_relay(Keeper *k, Parcel *parcel) noexcept nogil:
         if parcel.descriptors[i] >= k.listeners.highest:
             return EMFILE        # the reserve is for what ends things
         if i < 2 and not fcntl(parcel.descriptors[i], F_GETFL) & O_NONBLOCK:
-            return EINVAL        # reading or writing it could stop the keeper
+            if i == 0 or not is_file(parcel.descriptors[i]):
+                return EINVAL    # reading or writing it could stop the keeper
     return relay_add(&k.relay, parcel.record.id, take(parcel, 0), take(parcel, 1),
                      take(parcel, 2), parcel.record.flags, NOBODY, &slot)
 

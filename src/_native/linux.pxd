@@ -68,7 +68,7 @@ cdef extern from * nogil:
 
     # errno.h
     int EAGAIN, EBADF, EBUSY, ECHILD, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENFILE
-    int EALREADY, ENOBUFS, EPERM, EPIPE, EPROTO, ESRCH
+    int EALREADY, EDQUOT, ENOBUFS, ENOSPC, EPERM, EPIPE, EPROTO, ESRCH
 
     # unistd.h, fcntl.h
     ssize_t read(int fd, void *buffer, size_t count)
@@ -99,6 +99,7 @@ cdef extern from * nogil:
     int fstat(int fd, stat_t *result)
     bint S_ISFIFO(mode_t mode)
     bint S_ISCHR(mode_t mode)
+    bint S_ISREG(mode_t mode)
     mode_t umask(mode_t mask)
 
     # sys/ioctl.h

@@ -1,4 +1,4 @@
-# The relay: copies streams of bytes between pipes, FIFOs, ptys and sockets.
+# The relay: copies streams of bytes between pipes, FIFOs, ptys and sockets, and into files.
 #
 # Both ends of a stream are registered once, edge-triggered. After a splice that moved less than
 # it was asked to, either the source is empty or the sink is full; whichever it is, its change
@@ -6,6 +6,10 @@
 # asking which side it was, and an idle or hung-up descriptor wakes nobody.
 # (A pipe that an epoll set watches reports an edge for every write: fs/pipe.c, poll_usage,
 # Linux 5.15. Edges of a pipe's writable side come when it has been full.)
+#
+# A regular file cannot be watched, and need not be: it takes what it is given. Where its disk is
+# full, the bytes are kept and offered again after a while, so that the writer waits and loses
+# nothing.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -21,6 +25,8 @@ cdef enum:
     TURN = 1 << 20             # bytes a stream may move before the others have their turn
     LINGER_FIRST = 2 * MILLISECOND
     LINGER_LAST = 1 * SECOND
+    SPACE_FIRST = 100 * MILLISECOND
+    SPACE_LAST = 2 * SECOND
 
 
 # ---- moving bytes
@@ -103,12 +109,13 @@ cdef inline bint write_rest(Relay *relay, Stream *stream, char *rest) noexcept n
             stream.offset += size
             stream.pending -= size
             stream.bytes += size
-        elif errno == EAGAIN:
+        elif errno == EAGAIN or (stream.file and (errno == ENOSPC or errno == EDQUOT)):
             stream.blocked = True
             return False
         elif errno != EINTR:
             stream.error = errno
             return True
+    stream.pause = 0
     return True
 
 
@@ -192,6 +199,33 @@ cdef inline void check_linger(Relay *relay, uint32_t slot) noexcept nogil:
     stream.due = relay.now + min(max(wait, <uint64_t>LINGER_FIRST), <uint64_t>LINGER_LAST)
 
 
+# ---- files on full disks
+
+cdef inline void await_space(Relay *relay, uint32_t slot) noexcept nogil:
+    """Offer the bytes again later. Times are rounded up, so that many streams wake us once."""
+    cdef Stream *stream = &relay.streams[slot]
+    stream.pause = min(max(2 * stream.pause, <uint64_t>SPACE_FIRST), <uint64_t>SPACE_LAST)
+    stream.due = relay.now + stream.pause
+    stream.due += SPACE_FIRST - stream.due % SPACE_FIRST
+    relay.space_due = min(relay.space_due, stream.due)
+    enter(relay, slot, SPACE)
+
+
+cdef inline void try_files(Relay *relay) noexcept nogil:
+    """Offer again what is due; the rest tells when to look again."""
+    cdef uint32_t slot = relay.first[SPACE]
+    cdef uint32_t following
+    relay.space_due = FOREVER
+    while slot != NONE:
+        following = relay.streams[slot].next
+        if relay.streams[slot].due <= relay.now:
+            relay.streams[slot].blocked = False
+            enter(relay, slot, RUN)
+        else:
+            relay.space_due = min(relay.space_due, relay.streams[slot].due)
+        slot = following
+
+
 # ---- what the keeper calls
 
 cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
@@ -218,6 +252,8 @@ cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
         enter(relay, slot, RUN)
     else:
         rest(relay, slot, moved)
+        if stream.blocked and stream.file:
+            await_space(relay, slot)
 
 
 cdef inline void relay_event(Relay *relay, uint64_t tag, uint32_t slot, uint32_t generation,
@@ -268,11 +304,13 @@ cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
         if relay.streams[slot].where == LINGER:
             next_due = min(next_due, relay.streams[slot].due)
         slot = following
+    if relay.space_due <= relay.now:
+        try_files(relay)
     if relay.cool_due <= relay.now:
         cool_down(relay)
     if relay.first[RUN] != NONE:
         return relay.now
-    return min(next_due, relay.cool_due)
+    return min(min(next_due, relay.space_due), relay.cool_due)
 
 
 cdef inline int relay_unhold(Relay *relay, uint64_t id) noexcept nogil:
@@ -311,13 +349,16 @@ cdef inline int relay_delivered(Relay *relay, uint64_t id, uint64_t *bytes,
                                 uint32_t *all) noexcept nogil:
     """The bytes that the client has read: those moved, less what its FIFO still holds.
 
+    For a file, which may be read at any time, those written to it.
+
     all: 1 when that is all there will be, and the stream only waits for a reader of its end.
     """
     cdef uint32_t slot = map_find(&relay.ids, id)
     cdef int queued = 0
     if slot == NONE:
         return ESRCH
-    ioctl(relay.streams[slot].sink, FIONREAD, &queued)
+    if not relay.streams[slot].file:
+        ioctl(relay.streams[slot].sink, FIONREAD, &queued)
     bytes[0] = relay.streams[slot].bytes - <uint64_t>queued
     all[0] = relay.streams[slot].where == LINGER and queued == 0
     return 0

@@ -1,7 +1,8 @@
 # A stream of bytes from one descriptor to another, and the relay that holds them all.
 #
 # A stream is in at most one list: RUN (has work), GATHER (waits for small writes to add up),
-# LINGER (ended, its FIFO has no reader yet) or ENDED (the keeper has not looked at it yet).
+# LINGER (ended, its FIFO has no reader yet), SPACE (its file's disk is full) or ENDED (the keeper
+# has not looked at it yet).
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -18,7 +19,7 @@ cdef enum:
     MOST_GROWN = 512
 
 cdef enum:    # List
-    NOWHERE, RUN, GATHER, LINGER, ENDED_LIST, LISTS
+    NOWHERE, RUN, GATHER, LINGER, SPACE, ENDED_LIST, LISTS
 
 cdef enum:    # Way
     SPLICE = 0                 # pipe to pipe: no byte enters user space
@@ -38,9 +39,10 @@ cdef struct Stream:
     uint64_t bytes
     uint64_t window            # when the present HOT_WINDOW began
     uint64_t window_bytes
-    uint64_t due               # GATHER, LINGER: when to look again
+    uint64_t due               # GATHER, LINGER, SPACE: when to look again
     uint64_t born              # LINGER: since when
     uint64_t ticked            # bytes at the last cool-down tick
+    uint64_t pause             # SPACE: the last wait; 0 when the file has taken something since
     int source, sink, hold     # owned
     int error
     uint32_t generation        # tells a late event of the slot's last tenant
@@ -61,6 +63,7 @@ cdef struct Stream:
     uint8_t hot                # small writes come so fast that they are gathered
     uint8_t empty_turns        # consecutive, while hot
     uint8_t stuck              # its pipes cannot grow
+    uint8_t file               # the sink is a file: never full but for its disk, and unwatched
 
 cdef struct Relay:
     int epoll
@@ -69,12 +72,13 @@ cdef struct Relay:
     char *rest                 # CHUNK bytes for each slot
     char *scratch              # CHUNK bytes
     Map ids
-    uint32_t first[5]          # of each List
-    uint32_t last[5]
+    uint32_t first[6]          # of each List
+    uint32_t last[6]
     uint32_t runnable          # streams in RUN
     uint32_t grown[512]
     uint32_t grown_count, grown_most
     uint64_t cool_due
+    uint64_t space_due         # no stream in SPACE is due before
     uint64_t now
     bint asked, answered       # bytes went to the front, came from it
 
@@ -124,7 +128,7 @@ cdef inline bint relay_open(Relay *relay, int epoll, uint32_t most, uint64_t bud
     relay.epoll = epoll
     relay.most = most
     relay.free = NONE
-    relay.cool_due = FOREVER
+    relay.cool_due = relay.space_due = FOREVER
     relay.grown_most = <uint32_t>min(<uint64_t>MOST_GROWN, budget // (2 * BIG_PIPE))
     for i in range(LISTS):
         relay.first[i] = relay.last[i] = NONE
@@ -179,6 +183,12 @@ cdef inline int way_of(int source, int sink) noexcept nogil:
     return TERMINAL if S_ISCHR(first.st_mode) else COPY
 
 
+cdef inline bint is_file(int fd) noexcept nogil:
+    """A regular file. epoll refuses most of them (EPERM), but not all: FUSE's it takes."""
+    cdef stat_t facts
+    return fstat(fd, &facts) == 0 and S_ISREG(facts.st_mode)
+
+
 cdef enum:    # Tag
     SOURCE_TAG = 1
     SINK_TAG = 2
@@ -206,11 +216,12 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
     stream.flags = flags & (OUTPUT | INPUT)
     stream.party = party
     stream.way = way_of(source, sink)
+    stream.file = is_file(sink)
     stream.where = NOWHERE
     if id:
         map_put(&relay.ids, id, slot)
     error = watch(relay, EPOLL_CTL_ADD, source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
-    if not error:
+    if not error and not stream.file:
         error = watch(relay, EPOLL_CTL_ADD, sink, SINK_TAG, slot, EPOLLOUT)
     if error:
         close_end(relay, &stream.source)

@@ -345,6 +345,7 @@ def test_what_relay_refuses(keeper: Keeper, front: Front, tmp_path: Path) -> Non
     """Each with an errno, and nothing left open."""
     inner = front.output(50, make_fifo(tmp_path))
     plain = os.open(tmp_path / "plain", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_NONBLOCK)
     reading, writing = non_blocking_pipe()
     before = keeper.descriptors()
 
@@ -358,13 +359,13 @@ def test_what_relay_refuses(keeper: Keeper, front: Front, tmp_path: Path) -> Non
     assert refused(0, 0, reading, writing) == errno.EINVAL
     assert refused(50, 0, reading, writing) == errno.EEXIST
     assert refused(51, 0, plain, writing) == errno.EPERM
-    assert refused(51, 0, reading, plain) == errno.EPERM
+    assert refused(51, 0, reading, folder) == errno.EPERM
     assert keeper.descriptors() == before
     # Nor does its epoll set know them any more: it would refuse them, for we have them open.
     for id in (51, 52):
         assert refused(id, 0, reading, writing) == 0
         assert front.ask(Kind.CUT, id=id).error == 0
-    close_all(inner, plain, reading, writing)
+    close_all(inner, plain, folder, reading, writing)
 
 
 @pytest.mark.parametrize("end", ["source", "sink"])

@@ -305,6 +305,9 @@ class KeeperClient:
     ) -> Stream:
         """Copy from `source` to `sink`, both non-blocking. All descriptors are borrowed.
 
+        The sink may be a regular file, opened to append: bytes that its disk has no room for
+        wait, and so does the writer.
+
         `hold` is the other end that stays open: of the sink with Flag.OUTPUT, until the
         stream's end; of the source with Flag.INPUT, until `Stream.unhold`.
         """
