@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": BASE | {"_pb", "service", "events"},
     "front": {"api", "blocking", "keeper", "service"},
     "launch": {"shim", "keeper", "mounts"},
+    "bootstrap": {"_pb", "errors", "model"},
     "client": BASE | {"_pb", "api"},
     "oci": BASE,
     "cli": BASE | {"client", "oci"},
