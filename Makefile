@@ -41,4 +41,4 @@ proto: dev
 	$(PY) scripts/make_proto.py
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info src/shim/*.so src/_native/*.c
+	rm -rf $(VENV) build src/*.egg-info src/shim/*.so src/_native/keeper.c
