@@ -67,19 +67,17 @@ def share(
     namespace: str,
     id: str,
     group: str,
-    oom_score_adj: int = 0,
-    host_oom_score_adj: int | None = None,
+    alone: bool = False,
 ) -> Scope:
     """Who shares a shim with container `id`, whose `group_key` is `group`.
 
-    env: the launcher's; oom_score_adj: containerd's; host_oom_score_adj: that of the host's pair,
-    None when it is not known. What only a shim of one's own can be given, a cgroup, a core
-    scheduling cookie or another score, goes before what is asked for. Raises InvalidArgument.
+    env: the launcher's; alone: whether the host's pair cannot be the one, as its oom_score_adj is
+    not containerd's. What only a shim of one's own can have, a cgroup, a core scheduling cookie,
+    another score, goes before being asked to share. Raises InvalidArgument.
     """
     wanted = options.share or choice(SHARE, env.get(SHARE, ""), SHARES) or "host"
-    alone = options.shim_cgroup or env.get("SCHED_CORE")
     if wanted == "host":
-        if not alone and host_oom_score_adj in (None, oom_score_adj):
+        if not (alone or options.shim_cgroup or env.get("SCHED_CORE")):
             return Scope(Kind.HOST, group)
         wanted = "container" if group == id else "pod"
     if wanted == "container":
