@@ -13,6 +13,7 @@ ffibuilder.set_source(
     "shim._sys",
     """
     #include <sched.h>
+    #include <sys/inotify.h>
     #include <sys/ioctl.h>
     #include <sys/mount.h>
     """,
@@ -42,10 +43,18 @@ ffibuilder.cdef(
     #define UMOUNT_NOFOLLOW ...
     #define CLONE_NEWNS ...
     #define TIOCGPTN ...
+    #define IN_CLOEXEC ...
+    #define IN_NONBLOCK ...
+    #define IN_MODIFY ...
+    #define IN_IGNORED ...
+    #define IN_Q_OVERFLOW ...
 
     int mount(const char *source, const char *target, const char *type,
               unsigned long flags, const void *data);
     int umount2(const char *target, int flags);
     int unshare(int flags);
+    int inotify_init1(int flags);
+    int inotify_add_watch(int fd, const char *path, uint32_t mask);
+    int inotify_rm_watch(int fd, int watch);
     """
 )

@@ -1,4 +1,4 @@
-"""Which processes are in a container: its control group, as the kernel sees it.
+"""A container's control groups, as the kernel sees them: where they are, what is in them.
 
 Works with cgroup v1, v2 and both at once ("hybrid"); see cgroups(7).
 """
@@ -12,10 +12,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+UNIFIED: Final = "unified"  # the key, in what `locate` returns, of a host that has v2 alone
 
 _UNIFIED = frozenset({""})  # /proc/PID/cgroup has the v2 hierarchy as an empty controller list
-# A threaded cgroup has no list of processes: its domain, further up, has them.
-_NO_PROCESSES = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP})
+# Where containerd looks which version the host has.
+_MOUNT = "/sys/fs/cgroup"
+# The controllers of v1 that count something.
+_COUNTING = frozenset({"cpu", "cpuacct", "memory", "blkio", "pids", "hugetlb", "rdma"})
+# ENODEV: the file was open when its cgroup went. EOPNOTSUPP: a threaded cgroup has no list of
+# processes (its domain, further up, has them), and a kernel may be told to measure no pressure.
+_ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP})
+_LARGEST = 65536  # bytes; the longest files have a few lines for each block device
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -50,15 +59,49 @@ def find(pid: int) -> Cgroup | None:
     hold the host's processes. v2 is preferred, else the first v1 hierarchy that tells.
     Raises OSError if /proc cannot be read.
     """
-    own, theirs = _memberships("self"), _memberships(str(pid))
+    return next((Cgroup(path) for _, path in _private(pid, _hierarchies())), None)
+
+
+def locate(pid: int) -> dict[str, str]:
+    """The directories that tell what process `pid` and those with it use, by controller.
+
+    On a host that has cgroup v2 alone there is one, UNIFIED; with v1 beside it, or alone, those
+    of v1. The same cgroups as for `find` are left out; {} when the process is gone. The paths are
+    all there is to keep. Raises OSError if /proc cannot be read.
+    """
     hierarchies = _hierarchies()
-    for controllers in sorted(theirs, key=lambda names: names != _UNIFIED):
-        path = theirs[controllers]
-        if not _contains(path, own.get(controllers, "/")):
-            located = _locate(controllers, path, hierarchies)
-            if located:
-                return Cgroup(located)
-    return None
+    found = dict(_private(pid, hierarchies))
+    if any(each.options == _UNIFIED and each.mount == _MOUNT for each in hierarchies):
+        return {UNIFIED: found[_UNIFIED]} if _UNIFIED in found else {}
+    return {
+        controller: path
+        for controllers, path in found.items()
+        for controller in sorted(controllers & _COUNTING)
+    }
+
+
+def content(path: str) -> bytes:
+    """What a file of numbers holds, or b"" if the kernel has no such file, or not any more.
+
+    Such a file is written in one piece, so one read gives all of it. Waits for nothing but the
+    kernel's own locks. Raises OSError for what is neither readable nor absent.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return os.read(descriptor, _LARGEST)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return b""
+        raise
+
+
+def counters(text: bytes) -> dict[str, int]:
+    """The lines of a "flat keyed" file, `NAME NUMBER` each, as a mapping."""
+    words = text.decode().split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 def remove_empty(path: str) -> None:
@@ -80,6 +123,17 @@ def _remove(directory: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
+
+
+def _private(pid: int, hierarchies: list[_Hierarchy]) -> Iterator[tuple[frozenset[str], str]]:
+    """The cgroups that `pid` has for itself: their controllers and directories, v2 first."""
+    own, theirs = _memberships("self"), _memberships(str(pid))
+    for controllers in sorted(theirs, key=lambda names: names != _UNIFIED):
+        path = theirs[controllers]
+        if not _contains(path, own.get(controllers, "/")):
+            located = _locate(controllers, path, hierarchies)
+            if located:
+                yield controllers, located
 
 
 def _contains(cgroup: str, other: str) -> bool:
@@ -109,7 +163,8 @@ def _memberships(pid: str) -> dict[frozenset[str], str]:
 def _hierarchies() -> list[_Hierarchy]:
     """What is mounted of cgroups, here (proc_pid_mountinfo(5))."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    found = (_hierarchy(os.fsdecode(line)) for line in lines)
+    # Most of a host's mounts are containers' root file systems.
+    found = (_hierarchy(os.fsdecode(line)) for line in lines if b" - cgroup" in line)
     return [hierarchy for hierarchy in found if hierarchy]
 
 
@@ -142,7 +197,7 @@ def _members(directory: str) -> list[int]:
     try:
         text = Path(directory, "cgroup.procs").read_bytes()
     except OSError as error:
-        if error.errno in _NO_PROCESSES:
+        if error.errno in _ABSENT:
             return []
         raise
     # 0 stands for a process that has no number in our pid namespace.

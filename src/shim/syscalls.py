@@ -1,6 +1,6 @@
 """System calls that the standard library lacks, with errno turned into OSError.
 
-Each may block for as long as the kernel likes, with the interpreter's lock released:
+Those on mounts may block for as long as the kernel likes, with the interpreter's lock released:
 call them in a `shim.blocking.BlockingPool`.
 """
 
@@ -32,6 +32,9 @@ MS_RELATIME = lib.MS_RELATIME
 MS_STRICTATIME = lib.MS_STRICTATIME
 MNT_DETACH = lib.MNT_DETACH
 UMOUNT_NOFOLLOW = lib.UMOUNT_NOFOLLOW
+IN_MODIFY = lib.IN_MODIFY
+IN_IGNORED = lib.IN_IGNORED
+IN_Q_OVERFLOW = lib.IN_Q_OVERFLOW
 
 
 def mount(source: str, target: str, type: str, flags: int, data: str = "") -> None:
@@ -66,6 +69,35 @@ def pty_number(descriptor: int) -> int:
     """
     answer = fcntl.ioctl(descriptor, lib.TIOCGPTN, bytes(4))
     return int(struct.unpack("=I", answer)[0])
+
+
+def inotify() -> int:
+    """Return a new inotify descriptor, non-blocking; the caller owns it.
+
+    Raises OSError, EMFILE, when the user has no instance left.
+    """
+    descriptor = lib.inotify_init1(lib.IN_CLOEXEC | lib.IN_NONBLOCK)
+    _check(descriptor, "inotify_init1", "the user's instances")
+    return descriptor
+
+
+def inotify_watch(descriptor: int, path: str, mask: int) -> int:
+    """Report events of `path`, IN_* values in `mask`; returns the watch's number.
+
+    A path that is watched already has the same number again. Borrows `descriptor`. Raises OSError
+    naming the call and the path; ENOSPC when the user has no watch left.
+    """
+    watch = lib.inotify_add_watch(descriptor, _text(path), mask)
+    _check(watch, "inotify_add_watch", path)
+    return watch
+
+
+def inotify_unwatch(descriptor: int, watch: int) -> None:
+    """Report no more events of a watch. Borrows `descriptor`.
+
+    Raises OSError, EINVAL when the watch has ended by itself, with its file.
+    """
+    _check(lib.inotify_rm_watch(descriptor, watch), "inotify_rm_watch", f"watch {watch}")
 
 
 def _text(text: str) -> bytes:

@@ -14,6 +14,7 @@ SOURCE = Path(shim.__file__).parent
 
 BASE = {"shim", "errors", "model"}
 KERNEL = {"syscalls", "stdio", "console", "mounts", "cgroup", "blocking", "store", "journal"}
+KERNEL |= {"metrics", "oom"}
 LEAVES = {"events", "runtime"}
 
 # A part is a module or a package of `shim`; it may import itself and what stands here.
@@ -27,6 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "console": {"errors", "stdio", "syscalls"},
     "mounts": {"errors", "model", "syscalls"},
     "cgroup": set(),
+    "metrics": {"_pb", "cgroup", "errors"},
+    "oom": {"cgroup", "syscalls"},
     "blocking": {"errors"},
     "store": set(),
     "journal": {"model", "store"},
