@@ -473,8 +473,12 @@ def expected(body: bytes, launcher: Path) -> tuple[int, bytes, bytes]:
     return min(launch.status, 255), launch.stdout, launch.stderr
 
 
+# Texts that are messages, too: a status has messages in it that the launcher does not look into.
+TEXTS = st.sampled_from(["", " a", "(éa", " a(b"]).map(str.encode)
+
+
 @settings(max_examples=100, deadline=None)
-@given(body=messages(messages(st.text("aé ", max_size=3).map(str.encode))))
+@given(body=messages(messages(TEXTS)))
 def test_it_reads_an_answer_as_protobuf_does(place, lone, body):
     with Door(place) as door:
         door.answers.put(frame(body))
