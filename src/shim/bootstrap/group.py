@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import os
 import posixpath
 from collections.abc import Mapping
@@ -38,6 +39,18 @@ class Scope:
     kind: Kind
     group: str
     key: str = ""
+
+
+def annotations_of(config: bytes) -> dict[str, str]:
+    """The annotations in a bundle's config.json. Raises InvalidArgument when it is none."""
+    try:
+        found = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"config.json is not JSON: {error}") from error
+    table = found.get("annotations") if isinstance(found, dict) else None
+    if not isinstance(table, dict):
+        return {}
+    return {name: text for name, text in table.items() if isinstance(text, str)}
 
 
 def group_key(annotations: Mapping[str, str], id: str) -> str:

@@ -9,6 +9,7 @@ import click
 from shim import __version__
 from shim.cli.create import create, restore
 from shim.cli.exec import exec_
+from shim.cli.host import host
 from shim.cli.inspect import events, ps, state
 from shim.cli.run import run
 from shim.cli.streams import open_missing_streams
@@ -57,5 +58,6 @@ for command in (
     pty,
     close_stdin,
     exit_,
+    host,
 ):
     main.add_command(command)
