@@ -1,4 +1,4 @@
-"""The ends of a process's stdio that the front makes: pipes, and the client's FIFOs.
+"""The ends of a process's stdio that the front makes: pipes, and the client's FIFOs and files.
 
 A FIFO is opened twice: for the relay, and as a hold on its other side, so that the client may
 come and go (contract: Stdio). Opening may block on a hung file system: use a BlockingPool.
@@ -6,13 +6,16 @@ come and go (contract: Stdio). Opening may block on a hung file system: use a Bl
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
+from urllib.parse import parse_qsl, unquote
 
 from shim.errors import InvalidArgument, ResourceExhausted
 
@@ -24,6 +27,12 @@ class OutputFifo(NamedTuple):
 
     sink: int
     hold: int
+
+
+class OutputFile(NamedTuple):
+    """A regular file to append a stream to; `sink` is non-blocking, as the relay asks for."""
+
+    sink: int
 
 
 class InputFifo(NamedTuple):
@@ -38,6 +47,72 @@ class Pipe(NamedTuple):
 
     ours: int
     theirs: int
+
+
+class Link(NamedTuple):
+    """A pipe from one child to another; both ends block."""
+
+    reading: int
+    writing: int
+
+
+class Scheme(enum.Enum):
+    """What an output's string names (contract: runtime-v2, Choice by the stdout string)."""
+
+    PATH = ""
+    FIFO = "fifo"
+    FILE = "file"
+    BINARY = "binary"
+    BINARY_V2 = "binary-v2"
+
+
+class Place(NamedTuple):
+    """Where an output goes: an absolute path, and what a program there is called with."""
+
+    scheme: Scheme
+    path: str
+    arguments: tuple[str, ...] = ()
+
+
+_URI = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(//(?P<host>[^/?#]*))?"
+    r"(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(#.*)?",
+    re.DOTALL,
+)
+
+
+def parse_place(text: str) -> Place:
+    """Take a path as it is, and a URI apart.
+
+    Of each key in the query the first value counts; key and value become arguments, an empty
+    value, too. Raises InvalidArgument for an unknown scheme and what is no absolute path.
+    """
+    uri = _URI.fullmatch(text)
+    if uri is None:
+        return Place(Scheme.PATH, text)
+    path = unquote(uri["path"], errors="surrogateescape")
+    if uri["host"] or not path.startswith("/"):
+        raise InvalidArgument(
+            f"the stdio URI {text!r} needs an absolute path: {uri['scheme']}:///path"
+        )
+    values: dict[str, str] = {}
+    pairs = parse_qsl(uri["query"] or "", keep_blank_values=True, errors="surrogateescape")
+    for key, value in pairs:
+        values.setdefault(key, value)
+    arguments = tuple(part for pair in values.items() for part in pair)
+    if any("\0" in part for part in (path, *arguments)):
+        raise InvalidArgument(f"the stdio URI {text!r} holds NUL")
+    return Place(_scheme(uri["scheme"]), path, arguments)
+
+
+def _scheme(name: str) -> Scheme:
+    try:
+        return Scheme(name.lower())
+    except ValueError as error:
+        known = ", ".join(f"{scheme.value}://" for scheme in Scheme if scheme.value)
+        raise InvalidArgument(
+            f"stdio with the scheme {name}:// is not known; there are {known} and plain paths"
+        ) from error
 
 
 class Descriptors:
@@ -86,56 +161,106 @@ def open_output(path: str) -> OutputFifo:
     Raises InvalidArgument for what is not the absolute path of a FIFO, ResourceExhausted when
     descriptors have run out.
     """
-    # The hold first: a non-blocking open for writing fails while there is no reader (fifo(7)).
-    hold, sink = _open_fifo(path, os.O_RDONLY, os.O_WRONLY)
+    hold, sink = _open(path, {stat.S_IFIFO: _BOTH_ENDS})
     return OutputFifo(sink, hold)
 
 
 def open_input(path: str) -> InputFifo:
     """Open the client's FIFO for stdin; the caller owns both descriptors. Raises as above."""
-    source, hold = _open_fifo(path, os.O_RDONLY, os.O_WRONLY)
+    source, hold = _open(path, {stat.S_IFIFO: _BOTH_ENDS})
     return InputFifo(source, hold)
 
 
-def pipe_for_output() -> Pipe:
-    """Make a pipe that a child writes to. Raises ResourceExhausted."""
-    reading, writing = _pipe()
+def open_sink(path: str) -> OutputFifo | OutputFile:
+    """Open the FIFO or regular file that is there for stdout or stderr; the caller owns it.
+
+    Raises as above.
+    """
+    *hold, sink = _open(path, {stat.S_IFIFO: _BOTH_ENDS, stat.S_IFREG: (_APPEND,)})
+    return OutputFifo(sink, *hold) if hold else OutputFile(sink)
+
+
+def open_file(path: str) -> OutputFile:
+    """Open the regular file at `path` for stdout and stderr, and make it if need be.
+
+    Missing directories are made as well. Raises as above.
+    """
+    _check_path(path)
+    with Descriptors() as descriptors:
+        try:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            flags = _APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            sink = descriptors.own(os.open(path, flags, 0o644))
+            _check_type(sink, path, (stat.S_IFREG,))
+        except OSError as error:
+            _refuse(f"open the stdio file {path!r}", error)
+        return OutputFile(descriptors.take(sink))
+
+
+def pipe_for_output(owner: tuple[int, int] | None = None) -> Pipe:
+    """Make a pipe that a child writes to, of this user and group if given.
+
+    Raises ResourceExhausted; InvalidArgument for an owner that the kernel does not take.
+    """
+    reading, writing = pipe_between_children(owner)
     os.set_blocking(reading, False)
     return Pipe(ours=reading, theirs=writing)
 
 
-def pipe_for_input() -> Pipe:
-    """Make a pipe that a child reads from. Raises ResourceExhausted."""
-    reading, writing = _pipe()
+def pipe_for_input(owner: tuple[int, int] | None = None) -> Pipe:
+    """Make a pipe that a child reads from. As above."""
+    reading, writing = pipe_between_children(owner)
     os.set_blocking(writing, False)
     return Pipe(ours=writing, theirs=reading)
 
 
-def _pipe() -> tuple[int, int]:
-    try:
-        return os.pipe2(os.O_CLOEXEC)
-    except OSError as error:
-        _refuse("make a pipe", error)
+def pipe_between_children(owner: tuple[int, int] | None = None) -> Link:
+    """Make a pipe of which the shim keeps no end. As above."""
+    with Descriptors() as descriptors:
+        try:
+            ends = [descriptors.own(end) for end in os.pipe2(os.O_CLOEXEC)]
+            if owner is not None:
+                os.fchown(ends[0], *owner)  # it is one inode
+        except OSError as error:
+            _refuse("make a pipe", error)
+        return Link(*(descriptors.take(end) for end in ends))
 
 
-def _open_fifo(path: str, *modes: int) -> list[int]:
-    """Open the FIFO at `path` once for each of `modes`, without following a symbolic link."""
-    if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument(f"the stdio path {path!r} is not an absolute path")
+# The read end first: a non-blocking open for writing fails while there is no reader (fifo(7)).
+_BOTH_ENDS = (os.O_RDONLY, os.O_WRONLY)
+_APPEND = os.O_WRONLY | os.O_APPEND
+_TYPES = {stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a regular file"}
+
+
+def _open(path: str, modes: Mapping[int, tuple[int, ...]]) -> list[int]:
+    """Open what is at `path` once for each of the modes that its type has in `modes`.
+
+    A symbolic link is not followed.
+    """
+    _check_path(path)
     with Descriptors() as descriptors:
         try:
             # O_PATH has no effect on what it opens: a device or a busy FIFO stays untouched.
             found = descriptors.own(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
-            _check_fifo(found, path)
-            opened = [descriptors.own(_reopen(found, mode)) for mode in modes]
+            type = _check_type(found, path, modes)
+            opened = [descriptors.own(_reopen(found, mode)) for mode in modes[type]]
         except OSError as error:
-            _refuse(f"open the stdio FIFO {path!r}", error)
+            _refuse(f"open the stdio path {path!r}", error)
         return [descriptors.take(descriptor) for descriptor in opened]
 
 
-def _check_fifo(descriptor: int, path: str) -> None:
-    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-        raise InvalidArgument(f"the stdio path {path!r} is not a FIFO; make one with mkfifo")
+def _check_path(path: str) -> None:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(f"the stdio path {path!r} is not an absolute path")
+
+
+def _check_type(descriptor: int, path: str, allowed: Collection[int]) -> int:
+    """The type of file, as stat.S_IFMT gives it. Raises InvalidArgument unless it is allowed."""
+    type = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if type not in allowed:
+        wanted = " or ".join(_TYPES[type] for type in allowed)
+        raise InvalidArgument(f"the stdio path {path!r} is not {wanted}")
+    return type
 
 
 def _reopen(descriptor: int, mode: int) -> int:

@@ -1,25 +1,37 @@
-"""The streams of one process: from the client's FIFOs to its pipes or its terminal."""
+"""The streams of one process: from the client's FIFOs to its pipes or its terminal.
+
+Today's API also takes files, and programs that log (contract: runtime-v2, IO).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from shim.blocking import BlockingPool
 from shim.errors import InvalidArgument
 from shim.keeper.client import Held, KeeperClient, Stream
 from shim.keeper.records import Flag
 from shim.model import Stdio
+from shim.service.logger import Logger, LogNames, start_logger
 from shim.stdio import (
     Descriptors,
     InputFifo,
+    Link,
     OutputFifo,
+    OutputFile,
+    Place,
+    Scheme,
     close_all,
+    open_file,
     open_input,
     open_output,
+    open_sink,
+    parse_place,
+    pipe_between_children,
     pipe_for_input,
     pipe_for_output,
 )
@@ -32,32 +44,46 @@ DRAIN_LIMIT = 10.0
 DRAIN_LOOK = 0.05
 
 NAMES = ("stdin", "stdout", "stderr")
+LOGGER = "logger"  # beside the streams' names: the logging program
+
+LOGGED = (Scheme.BINARY, Scheme.BINARY_V2)
+_FIFOS = (Scheme.PATH, Scheme.FIFO)
 
 _log = logging.getLogger(__name__)
-Fifo = TypeVar("Fifo", InputFifo, OutputFifo)
+Sink: TypeAlias = OutputFifo | OutputFile
 
 
 class ProcessStdio:
-    """The streams of one process by name; those that have ended may be missing."""
+    """The streams of one process by name, and its logging program; what has ended may be missing.
+
+    ids: of the streams, and under LOGGER that of the program as the keeper's child.
+    """
 
     def __init__(self, ids: Mapping[str, int], terminal: bool) -> None:
         self.ids = dict(ids)
         self.terminal = terminal
         self._streams: dict[str, Stream] = {}
+        self._logger: Logger | None = None
 
     def to_state(self) -> dict[str, int]:
-        """The streams' ids, from which `adopt` finds them again."""
+        """The ids, from which `adopt` finds everything again."""
         return self.ids
 
     def add(self, name: str, stream: Stream) -> None:
         """A stream has begun."""
         self._streams[name] = stream
 
+    def log_to(self, logger: Logger) -> None:
+        """The logging program is ready; it has to end with the process."""
+        self._logger = logger
+
     def adopt(self, held: Held) -> None:
         """Take over what the keeper holds of these streams; what it does not has ended."""
         for name, id in self.ids.items():
             if id in held.streams:
                 self._streams[name] = held.streams[id]
+            elif id in held.children:
+                self._logger = Logger(held.children[id])
 
     def close_stdin(self) -> None:
         """End the shim's hold on stdin (contract: CloseStdin)."""
@@ -79,7 +105,10 @@ class ProcessStdio:
                     stream.finish()
 
     async def drain(self, what: str) -> None:
-        """Wait until all output is delivered, as long as its client reads; then cut the rest."""
+        """Wait until all output is delivered, as long as its client reads; then cut the rest.
+
+        A logging program has ended afterwards, or has been killed.
+        """
         loop = asyncio.get_running_loop()
         end, patience = loop.time() + DRAIN_LIMIT, loop.time() + DRAIN_PAUSE
         before = await self._undelivered()
@@ -91,7 +120,9 @@ class ProcessStdio:
             before = after
         if before:
             _log.warning("%s: output cut, for nobody reads it or somebody holds it open", what)
-        self.cut()
+        self._cut_streams()
+        if self._logger is not None:
+            await self._logger.end()
 
     async def _undelivered(self) -> dict[Stream, int]:
         """The outputs that have not reached their clients, with the bytes that have."""
@@ -106,7 +137,12 @@ class ProcessStdio:
         ]
 
     def cut(self) -> None:
-        """End every stream at once."""
+        """End every stream at once, and kill the logging program."""
+        self._cut_streams()
+        if self._logger is not None:
+            self._logger.kill()
+
+    def _cut_streams(self) -> None:
         for stream in self._streams.values():
             if not stream.ended.done():
                 stream.cut()
@@ -117,19 +153,33 @@ class StdioBuilder:
 
     Use as `with StdioBuilder(...) as builder`; the descriptors that are still its own then are
     closed at the end. Call `open` before the process is started, `attach` when its terminal has
-    come.
+    come; cut `stdio` when the process does not come to be.
+
+    owner: the user and group that the process's ends of its pipes get. names: what a logging
+    program is told. Without names each path must be a FIFO's (contract: shim-v1, Stdio); with
+    names the outputs may be all that `shim.stdio.Scheme` has. Raises InvalidArgument.
     """
 
-    def __init__(self, keeper: KeeperClient, pool: BlockingPool, stdio: Stdio) -> None:
+    def __init__(
+        self,
+        keeper: KeeperClient,
+        pool: BlockingPool,
+        stdio: Stdio,
+        owner: tuple[int, int] | None = None,
+        names: LogNames | None = None,
+    ) -> None:
         self._keeper = keeper
         self._pool = pool
-        self._paths = stdio
+        self._owner = owner
+        self._names = names
+        self._places = _places(stdio) if names else _paths(stdio)
         self._owned = Descriptors()
         self._inputs: dict[str, InputFifo] = {}
-        self._outputs: dict[str, OutputFifo] = {}
-        wanted = ("stdin", "stdout") if stdio.terminal else NAMES
+        self._outputs: dict[str, Sink] = {}
+        self._pipes: dict[str, Link] = {}  # to the logging program
         self.stdio = ProcessStdio(
-            {name: keeper.new_id() for name in wanted if getattr(stdio, name)}, stdio.terminal
+            {name: keeper.new_id() for name in _ids_for(self._places, stdio.terminal)},
+            stdio.terminal,
         )
 
     def __enter__(self) -> StdioBuilder:
@@ -139,15 +189,17 @@ class StdioBuilder:
         self._owned.close()
 
     async def open(self) -> dict[int, int]:
-        """Open the client's FIFOs and, without a terminal, begin the streams.
+        """Open the client's FIFOs and files, start its logging program, and, without a terminal,
+        begin the streams.
 
         The descriptors 0, 1, 2 for the process, which the builder owns. Raises InvalidArgument
-        for a path that is no FIFO, ResourceExhausted, DeadlineExceeded.
+        for what cannot be opened or executed, FailedPrecondition for a program that fails,
+        ResourceExhausted, DeadlineExceeded.
         """
         if self.stdio.terminal and "stdout" not in self.stdio.ids:
             raise InvalidArgument("a terminal needs a stdout path")
         for name in self.stdio.ids:
-            await self._open_fifo(name)
+            await self._open(name)
         if self.stdio.terminal:
             return {number: self._null() for number in range(3)}
         return {number: await self._begin(name) for number, name in enumerate(NAMES)}
@@ -155,25 +207,57 @@ class StdioBuilder:
     async def attach(self, master: int) -> None:
         """Begin the streams of the terminal whose master end this is, which is taken."""
         self._owned.own(master)
-        sink = self._outputs["stdout"]
-        await self._relay("stdout", master, sink.sink, sink.hold, Flag.OUTPUT)
+        await self._relay_output("stdout", master)
         if "stdin" in self._inputs:
             # Another number for the same terminal: an epoll set takes each only once.
             copy = self._owned.own(os.dup(master))
             source = self._inputs["stdin"]
             await self._relay("stdin", source.source, copy, source.hold, Flag.INPUT)
 
-    async def _open_fifo(self, name: str) -> None:
-        path: str = getattr(self._paths, name)
-        what = f"open {name} {path!r}"
-        if name == "stdin":
+    async def _open(self, name: str) -> None:
+        """Open one stream's other side, or start the logging program."""
+        if name == LOGGER:
+            await self._start_logger()
+        elif name == "stdin":
+            path = self._places[name].path
+            what = f"open stdin {path!r}"
             found = await self._pool.run(what, OPEN_LIMIT, open_input, path, late=close_all)
-            self._inputs[name] = found
             self._own_all(found)
-        else:
-            sink = await self._pool.run(what, OPEN_LIMIT, open_output, path, late=close_all)
-            self._outputs[name] = sink
-            self._own_all(sink)
+            self._inputs[name] = found
+        elif self._places[name].scheme not in LOGGED:
+            self._outputs[name] = await self._open_output(name, self._places[name])
+
+    async def _open_output(self, name: str, place: Place) -> Sink:
+        for other, sink in self._outputs.items():
+            if self._places[other] == place and isinstance(sink, OutputFile):
+                return sink  # once for both; the keeper gets another number for it
+        opener = self._opener(place)
+        what = f"open {name} {place.path!r}"
+        sink = await self._pool.run(what, OPEN_LIMIT, opener, place.path, late=close_all)
+        self._own_all(sink)
+        return sink
+
+    def _opener(self, place: Place) -> Callable[[str], Sink]:
+        if self._names is None:
+            return open_output
+        return open_file if place.scheme is Scheme.FILE else open_sink
+
+    async def _start_logger(self) -> None:
+        """Start the program with the read ends of two pipes."""
+        assert self._names is not None
+        for name in ("stdout", "stderr"):
+            self._pipes[name] = pipe_between_children(self._owner)
+            self._own_all(self._pipes[name])
+        out, err = self._pipes["stdout"], self._pipes["stderr"]
+        logger = await start_logger(
+            self._keeper, self.stdio.ids[LOGGER], self._places["stdout"], self._names,
+            (out.reading, err.reading),
+        )  # fmt: skip
+        self.stdio.log_to(logger)
+        if self.stdio.terminal:
+            # The relay holds the read end as well: when the program dies, the terminal stays.
+            os.set_blocking(out.writing, False)
+            self._outputs["stdout"] = OutputFifo(out.writing, out.reading)
 
     def _own_all(self, descriptors: tuple[int, ...]) -> None:
         for descriptor in descriptors:
@@ -184,19 +268,65 @@ class StdioBuilder:
 
     async def _begin(self, name: str) -> int:
         """The process's end of a stream that has begun; /dev/null where no stream is wanted."""
-        if name not in self.stdio.ids:
+        if name not in self._places:
             return self._null()
-        pipe = pipe_for_input() if name == "stdin" else pipe_for_output()
+        if name in self._pipes:
+            return self._pipes[name].writing
+        make = pipe_for_input if name == "stdin" else pipe_for_output
+        pipe = make(self._owner)
         self._own_all(pipe)
         if name == "stdin":
             source = self._inputs[name]
             await self._relay(name, source.source, pipe.ours, source.hold, Flag.INPUT)
         else:
-            sink = self._outputs[name]
-            await self._relay(name, pipe.ours, sink.sink, sink.hold, Flag.OUTPUT)
+            await self._relay_output(name, pipe.ours)
         os.close(self._owned.take(pipe.ours))
         return pipe.theirs
 
-    async def _relay(self, name: str, source: int, sink: int, hold: int, flag: Flag) -> None:
+    async def _relay_output(self, name: str, source: int) -> None:
+        sink = self._outputs[name]
+        if isinstance(sink, OutputFifo):
+            await self._relay(name, source, sink.sink, sink.hold, Flag.OUTPUT)
+        else:
+            await self._relay(name, source, sink.sink)
+
+    async def _relay(
+        self, name: str, source: int, sink: int, hold: int | None = None, flag: Flag | None = None
+    ) -> None:
         stream = await self._keeper.relay(self.stdio.ids[name], source, sink, hold, flag)
         self.stdio.add(name, stream)
+
+
+def _paths(stdio: Stdio) -> dict[str, Place]:
+    """The wanted streams; each text is a path as it is."""
+    wanted = ("stdin", "stdout") if stdio.terminal else NAMES
+    texts = {name: getattr(stdio, name) for name in wanted}
+    return {name: Place(Scheme.PATH, text) for name, text in texts.items() if text}
+
+
+def _places(stdio: Stdio) -> dict[str, Place]:
+    """The wanted streams, all outputs as stdout's scheme says. Raises InvalidArgument."""
+    places = _paths(stdio)
+    output = parse_place(stdio.stdout)
+    if output.scheme is Scheme.FILE and stdio.terminal:
+        raise InvalidArgument("a terminal's output cannot go to file://; use a FIFO")
+    if output.scheme in LOGGED and not stdio.terminal:
+        places.pop("stdin", None)
+    for name, place in places.items():
+        shared = name != "stdin" and output.scheme not in _FIFOS
+        places[name] = output if shared else _fifo(name, place.path)
+    return places
+
+
+def _fifo(name: str, text: str) -> Place:
+    place = parse_place(text)
+    if place.scheme not in _FIFOS:
+        raise InvalidArgument(f"{name} cannot be {place.scheme.value}://; use a FIFO")
+    return place
+
+
+def _ids_for(places: Mapping[str, Place], terminal: bool) -> list[str]:
+    """What the keeper is to know of: streams that it relays, and the logging program."""
+    if "stdout" not in places or places["stdout"].scheme not in LOGGED:
+        return list(places)
+    return [*(places if terminal else ()), LOGGER]
