@@ -65,7 +65,7 @@ def socket_path(address: str, namespace: str, key: str, directory: str = SOCKETS
     """
     name = hashlib.sha256(_joined(address, namespace, key)).hexdigest()
     path = f"{directory.rstrip('/')}/{name}"
-    if not path.startswith("/") or len(_encoded(path)) > _MAX_SOCKET:
+    if not directory.startswith("/") or len(_encoded(path)) > _MAX_SOCKET:
         raise InvalidArgument(
             f"{path!r} cannot be a socket's path: absolute, and at most {_MAX_SOCKET} bytes"
         )

@@ -204,13 +204,16 @@ def _text(key: str, value: str) -> str:
 def _file(path: str) -> bytes:
     """A regular file's content: nothing else, as it might block. Raises InvalidArgument."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidArgument(f"the options' file {path} is no regular file")
             return file.read(_MAX_FILE)
     except OSError as error:
         raise InvalidArgument(f"cannot read the options' file: {error}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 _READERS: Final[Mapping[str, Callable[[bytes], Options]]] = {
