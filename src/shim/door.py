@@ -86,10 +86,10 @@ def _frame(method: str, request: Message) -> bytes:
 
 
 def _response(door: socket.socket) -> bytes:
-    """The body of the answer's frame. Raises OSError, HungUp."""
+    """The body of the answer's frame. Raises OSError, HungUp, RuntimeFailed."""
     length, stream, kind, _ = _HEADER.unpack(_exactly(door, _HEADER.size))
     if stream != _STREAM or kind != _RESPONSE or length > _MAX_FRAME:
-        raise HungUp(f"a frame of {length} bytes, type {kind}, stream {stream}: not ttrpc")
+        raise RuntimeFailed(f"a frame of {length} bytes, type {kind}, stream {stream}: not ttrpc")
     return _exactly(door, length)
 
 

@@ -22,9 +22,11 @@ from shim.bootstrap.stdin import read_options, read_start
 from shim.detach import CannotStart
 from shim.errors import FailedPrecondition, InvalidArgument, ShimError, Unavailable
 
+NAME: Final = "containerd-shim-dense-v2"
+NAME_OF_2017: Final = b"containerd-shim-dense"
 INHERITED: Final = 3  # the socket that the daemon of 2017 hands to its shim
 
-_MAX_STDIN: Final = 2 << 20
+_MAX_STDIN: Final = 4 << 20
 _LIMITS: Final = range(16)  # getrlimit(2)
 _UNLIMITED: Final = (1 << 64) - 1
 # A pair that was empty may end between being found and being asked; once more is likely a defect.
@@ -43,11 +45,13 @@ class Outcome:
 def answer_to(argv: Sequence[bytes]) -> Outcome:
     """Do what the command line `argv` says. What goes wrong is an outcome, too."""
     try:
+        if argv and os.path.basename(argv[0]) == NAME_OF_2017:
+            return _join(argv)
         invocation = parse(argv)
         return _ACTIONS[invocation.action](invocation, argv)
     except (ShimError, CannotStart, OSError) as error:
         line = " ".join(str(error).split())
-        return Outcome(1, stderr=f"denseshim: {line}\n".encode(errors="backslashreplace"))
+        return Outcome(1, stderr=f"{NAME}: {line}\n".encode(errors="backslashreplace"))
 
 
 def make_request(argv: Sequence[bytes], stdin: bytes = b"") -> host_pb2.LaunchRequest:
@@ -94,6 +98,12 @@ def listening_descriptors() -> tuple[int, ...]:
     with found:
         accepts = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         return (INHERITED,) if found.family == socket.AF_UNIX and accepts else ()
+
+
+def _join(argv: Sequence[bytes]) -> Outcome:
+    """A daemon of 2017 is served from its own socket, by the host."""
+    request = make_request(argv)
+    return _outcome(ask(pair.host_directory(), pair.Settings(), request, listening_descriptors()))
 
 
 def _start(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
@@ -194,7 +204,7 @@ def _features(runtime: str) -> bytes:
 
 
 def _version(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
-    return Outcome(stdout=f"{os.fsdecode(os.path.basename(argv[0]))} {__version__}\n".encode())
+    return Outcome(stdout=f"{NAME} {__version__}\n".encode())
 
 
 def _outcome(response: host_pb2.LaunchResponse) -> Outcome:
@@ -214,12 +224,11 @@ def _check_containerd(address: str) -> None:
 
 
 def _read_stdin() -> bytes:
-    """What containerd has written; nothing when descriptor 0 is closed."""
-    try:
-        with os.fdopen(os.dup(0), "rb") as stdin:
-            data = stdin.read(_MAX_STDIN + 1)
-    except OSError:
+    """What containerd has written; it types nothing."""
+    if os.isatty(0):
         return b""
+    with os.fdopen(os.dup(0), "rb") as stdin:
+        data = stdin.read(_MAX_STDIN + 1)
     if len(data) > _MAX_STDIN:
         raise InvalidArgument(f"more than {_MAX_STDIN} bytes on stdin")
     return data
