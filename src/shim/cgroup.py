@@ -104,6 +104,21 @@ def counters(text: bytes) -> dict[str, int]:
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
+def procs_files(memberships: str) -> tuple[str, ...]:
+    """The files by which a process joins the cgroups that `memberships` names.
+
+    It has the form of /proc/PID/cgroup (cgroups(7)). Those that we are in ourselves are left
+    out, for our children are there already: joining costs the kernel a grace period.
+    """
+    own, theirs = _memberships("self"), _parse_memberships(os.fsencode(memberships))
+    moved = [names for names, path in theirs.items() if own.get(names, path) != path]
+    if not moved:
+        return ()
+    hierarchies = _hierarchies()
+    found = (_locate(names, theirs[names], hierarchies) for names in moved)
+    return tuple(f"{path}/cgroup.procs" for path in found if path)
+
+
 def remove_empty(path: str) -> None:
     """Remove the cgroup `path` from every hierarchy that has it, unless a process is in it.
 
@@ -156,8 +171,13 @@ def _memberships(pid: str) -> dict[frozenset[str], str]:
         text = Path(f"/proc/{pid}/cgroup").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return {}
+    return _parse_memberships(text)
+
+
+def _parse_memberships(text: bytes) -> dict[frozenset[str], str]:
+    """Lines of another form are left out."""
     lines = (os.fsdecode(line).split(":", 2) for line in text.splitlines())
-    return {frozenset(controllers.split(",")): path for _, controllers, path in lines}
+    return {frozenset(line[1].split(",")): line[2] for line in lines if len(line) == 3}
 
 
 def _hierarchies() -> list[_Hierarchy]:

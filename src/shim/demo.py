@@ -99,7 +99,7 @@ async def running(script: str, terminal: bool = False) -> AsyncIterator[Containe
             Output(Path(folder, "out")) as output,
         ):
             stdio = Stdio(terminal, stdout=output.path)
-            pid = await client.create(CreateRequest(name, str(bundle), "runc", stdio))
+            pid = await client.create(CreateRequest(name, str(bundle), stdio))
             if terminal:
                 await client.pty(pid, 100, 30)
             await client.start()

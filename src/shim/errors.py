@@ -41,3 +41,7 @@ class Unavailable(ShimError):
 
 class RuntimeFailed(ShimError):
     """The OCI runtime refused or failed, with its own last log message: gRPC UNKNOWN."""
+
+
+class Unimplemented(ShimError):
+    """No such service or method: gRPC UNIMPLEMENTED."""

@@ -1,6 +1,7 @@
 """The front: answers calls, and may die at any time; the keeper starts it again.
 
-Run by the keeper as `python -I -m shim.front`, with the channel on descriptor 3.
+Run by the keeper as `python -I -m shim.front`, with the channel on descriptor 3: with `--pair DIR`
+for all the containers of a pair, with `--state DIR` for a single one of the protocol of 2017.
 """
 
 from __future__ import annotations
@@ -11,110 +12,178 @@ import logging
 import os
 import socket
 import sys
-from functools import partial
+import time
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from shim.api.server import make_server
+from shim import pair as pairs
+from shim.api.calls import Calls
+from shim.api.grpc_task import TaskServers
+from shim.api.host import SERVICE, HostService, Pair
+from shim.api.publish import Publisher
+from shim.api.shims import Place, ServedShim, Shims
+from shim.api.task import SERVICES, TaskService
 from shim.blocking import BlockingPool
-from shim.keeper.client import KeeperClient
+from shim.bootstrap.group import Kind, Scope
+from shim.keeper.client import Held, KeeperClient
 from shim.keeper.start import CHANNEL
+from shim.model import Launcher
+from shim.notify import notify_ready
+from shim.oom import OomWatcher
+from shim.service.container import Container
+from shim.service.groups import Groups
 from shim.service.host import Host
-from shim.service.record import ContainerRecord
-from shim.service.recovery import recover, remove_orphan
-from shim.service.shim import Shim
+from shim.service.tasks import Tasks
 
-# Seconds for calls under way when the shim ends: the answer to Exit among them.
-GRACE = 1.0
-# Seconds for the socket's file, which may be anywhere.
+# The listener that the keeper was started with.
+FIRST_LISTENER = 2
+# Seconds for the state's directory, which nobody else uses.
 REMOVE_LIMIT = 5.0
+# Seconds in which a pair apart that nobody uses gets its first container.
+UNUSED_LIMIT = 60.0
 
 _log = logging.getLogger(__name__)
 
 
-async def serve(state: Path, own_socket: Path | None) -> None:
+async def _begin() -> tuple[Host, Held]:
+    keeper = KeeperClient(socket.socket(fileno=CHANNEL), _keeper_lost)
+    held = await keeper.begin()
+    return Host(keeper, BlockingPool(), OomWatcher(_killed), time.time_ns), held
+
+
+def _killed(container: Any, kills: int) -> None:
+    assert isinstance(container, Container)
+    container.note_oom(kills)
+
+
+def _keeper_lost() -> None:
+    """Nothing can be served without the keeper; the next one cleans up."""
+    os._exit(1)
+
+
+# -- a single shim of 2017
+
+
+async def serve_one(state: Path, own_socket: str) -> None:
     """Take over what is there, and serve it until Exit.
 
     state: the directory of the container's record; own_socket: the listening socket's file when
     it is the shim's to remove.
     """
-    keeper = KeeperClient(socket.socket(fileno=CHANNEL), _keeper_lost)
-    held = await keeper.begin()
-    host = Host(keeper, BlockingPool(), dict(os.environ))
-    record = ContainerRecord(state)
-    shim = Shim(host, record, await recover(host, record, held), remove_orphan(host, record))
-    server = make_server(shim)
-    await _listen(server, keeper, state, list(held.listeners))
-    keeper.ready()
-    await _until_the_end(shim, keeper)
-    await server.stop(GRACE)
-    if own_socket is not None:
-        remove = partial(own_socket.unlink, missing_ok=True)
-        await host.pool.run(f"remove {own_socket}", REMOVE_LIMIT, remove)
-    record.destroy()
-    keeper.stop()
+    host, held = await _begin()
+    place = Place(FIRST_LISTENER, "", own_socket, Launcher(dict(os.environ)))
+    served = ServedShim(host, state, place)
+    await served.begin(held)
+    held.release_rest()
+    host.keeper.ready()
+    asked = asyncio.ensure_future(_end_when_asked(served, host.keeper))
+    await served.shim.ended.wait()
+    asked.cancel()
+    await served.end()
+    host.keeper.stop()
     await asyncio.Event().wait()  # the keeper's end is ours
 
 
-async def _listen(
-    server: grpc.aio.Server, keeper: KeeperClient, state: Path, listeners: list[int]
-) -> None:
-    """Bind a socket that only the keeper finds: once it holds it, the file goes."""
-    path = state / "front.sock"
-    path.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{path}")
-    await server.start()
-    front = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        path.unlink()
-        for listener in listeners:
-            await keeper.serve(listener, front)
-    finally:
-        os.close(front)
-
-
-async def _until_the_end(shim: Shim, keeper: KeeperClient) -> None:
-    """Exit was called; or the keeper was asked to end, and there is no container."""
-    waits: list[asyncio.Future[Any]] = [
-        asyncio.ensure_future(shim.ended.wait()),
-        asyncio.ensure_future(_may_end(shim, keeper)),
-    ]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
-async def _may_end(shim: Shim, keeper: KeeperClient) -> None:
+async def _end_when_asked(served: ServedShim, keeper: KeeperClient) -> None:
+    """SIGTERM ends a shim that has no container."""
     while True:
         await keeper.asked_to_end.wait()
         keeper.asked_to_end.clear()
-        await shim.orphan_gone()
-        if shim.empty:
+        await served.shim.orphan_gone()
+        if served.shim.empty:
+            served.shim.ended.set()
             return
         _log.warning("asked to end, but there is a container: staying with it")
 
 
-def _keeper_lost() -> None:
-    """Nothing can be served without the keeper; the next shim on this bundle cleans up."""
-    os._exit(1)
+# -- a pair
+
+
+async def serve_pair(directory: Path, apart: bool) -> None:
+    """Take over what is there, and serve it until the pair is told to end."""
+    host, held = await _begin()
+    groups = Groups(host.keeper, directory / "groups")
+    await groups.recover(held)
+    tasks = Tasks(
+        host,
+        groups,
+        directory / "tasks",
+        lambda group, id: Publisher(host.keeper, group, host.now),
+    )
+    await tasks.recover(held)
+    shims = Shims(host, directory / "shims")
+    await shims.recover(held)
+    serves = _serves_apart(directory) if apart else _serves_host
+    pair = Pair(host, directory, groups, tasks, shims, serves, asyncio.Event())
+    task_service = TaskService(tasks, groups)
+    servers = TaskServers(host, directory / "groups", task_service)
+    await servers.follow(groups)
+    services = {name: task_service.methods() for name in SERVICES}
+    Calls(host.keeper, {**services, SERVICE: HostService(pair).methods()})
+    held.release_rest()
+    for listener in held.listeners.keys() - held.claimed - {FIRST_LISTENER}:
+        await host.keeper.unlisten(listener)  # one that was just being opened, or closed
+    host.keeper.ready()
+    notify_ready()
+    ends = asyncio.ensure_future(_end_empty(pair, apart))
+    await pair.end.wait()
+    ends.cancel()
+    await _end_pair(pair)
+    await asyncio.Event().wait()  # the keeper's end is ours
+
+
+def _serves_host(scope: Scope) -> bool:
+    return scope.kind is Kind.HOST
+
+
+def _serves_apart(directory: Path) -> Any:
+    return lambda scope: scope.key and pairs.apart_directory(scope.key) == directory
+
+
+async def _end_empty(pair: Pair, apart: bool) -> None:
+    """SIGTERM ends a pair that has no container; one that is apart ends with its last group."""
+    if apart:
+        await asyncio.wait((asyncio.ensure_future(pair.groups.changed()),), timeout=UNUSED_LIMIT)
+        while pair.containers or len(pair.groups):
+            await pair.groups.changed()
+        pair.end.set()
+        return
+    while True:
+        await pair.host.keeper.asked_to_end.wait()
+        pair.host.keeper.asked_to_end.clear()
+        if not pair.containers:
+            pair.end.set()
+            return
+        _log.warning("asked to end, but there are containers: staying with them")
+
+
+async def _end_pair(pair: Pair) -> None:
+    for group in list(pair.groups):
+        await pair.groups.close(group)
+    await pair.host.keeper.unlisten(FIRST_LISTENER)
+    await pair.host.pool.run("remove the state", REMOVE_LIMIT, pairs.dissolve, pair.directory)
+    pair.host.keeper.stop()
 
 
 def main() -> None:
     """Parse what the launcher has put together, and serve."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--own-socket", type=Path)
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--own-socket", default="")
+    parser.add_argument("--pair", type=Path)
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("--debug", action="store_true")
     arguments = parser.parse_args()
     logging.raiseExceptions = False  # whoever reads stderr may be gone
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if arguments.debug else logging.WARNING,
-        format="containerd-shim-dense[%(process)d]: %(levelname)s: %(name)s: %(message)s",
+        format="denseshim[%(process)d]: %(levelname)s: %(name)s: %(message)s",
     )
-    asyncio.run(serve(arguments.state, arguments.own_socket))
+    if arguments.pair is not None:
+        asyncio.run(serve_pair(arguments.pair, arguments.apart))
+    else:
+        asyncio.run(serve_one(arguments.state, arguments.own_socket))
 
 
 if __name__ == "__main__":

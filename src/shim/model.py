@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Status(enum.Enum):
@@ -16,20 +18,25 @@ class Status(enum.Enum):
 
 
 class EventType(enum.Enum):
-    """What happened (contract: containerd.v1.types.Event.EventType)."""
+    """What happened (contracts: shim-v1, Event.EventType; runtime-v2, Events)."""
 
     CREATE = "create"
     START = "start"
     EXEC_ADDED = "exec-added"
+    EXEC_STARTED = "exec-started"
     PAUSED = "paused"
+    RESUMED = "resumed"
+    OOM = "oom"
     EXIT = "exit"
+    DELETE = "delete"
 
 
 @dataclass(frozen=True)
 class Event:
     """One thing that happened to a container.
 
-    `exit_status` (0 to 255) and `exited_at` (nanoseconds since the epoch) are set for EXIT only.
+    `exit_status` (0 to 255) and `exited_at` (nanoseconds since the epoch) are set for EXIT and
+    DELETE only; `exec_id` names the exec it is about, if that has a name.
     """
 
     id: str
@@ -37,6 +44,7 @@ class Event:
     pid: int
     exit_status: int = 0
     exited_at: int = 0
+    exec_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Stdio:
-    """The paths of the client's FIFOs; an empty path means: no such stream."""
+    """The paths, or URIs, of the client's streams; an empty one means: no such stream."""
 
     terminal: bool = False
     stdin: str = ""
@@ -88,6 +96,7 @@ class ProcessInfo:
     cwd: str = ""
     terminal: bool = False
     exit_status: int = 0
+    exec_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,14 +111,52 @@ class ContainerState:
 
 
 @dataclass(frozen=True)
+class Launcher:
+    """What a container's launcher has handed down, and its runtime's commands get.
+
+    `env`: its environment. `limits`: of setrlimit(2), by number. `cgroup`: its
+    /proc/self/cgroup. Empty limits and cgroup: the keeper's own.
+    """
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    umask: int = 0o022
+    limits: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    cgroup: str = ""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Launcher:
+        """What `dataclasses.asdict` gave, after JSON. Raises TypeError, KeyError, ValueError."""
+        limits = {int(number): (soft, hard) for number, (soft, hard) in state["limits"].items()}
+        return cls(**{**state, "limits": limits})
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a container's runtime is called (contract: runtime-v2, Options types).
+
+    `runtime` is a name or a path, empty for runc; `root` the directory of its own state, empty
+    for its default; `io_uid` and `io_gid` own the pipes that the container gets.
+    """
+
+    runtime: str = ""
+    root: str = ""
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    systemd_cgroup: bool = False
+    io_uid: int = 0
+    io_gid: int = 0
+    criu_image: str = ""
+    criu_work: str = ""
+
+
+@dataclass(frozen=True)
 class CreateRequest:
-    """What Create takes (contract: CreateRequest). `runtime` is a name or a path."""
+    """What Create takes (contracts: shim-v1, CreateRequest; runtime-v2, Messages)."""
 
     id: str
     bundle: str
-    runtime: str
     stdio: Stdio
-    no_pivot: bool = False
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
     rootfs: tuple[Mount, ...] = ()
     checkpoint: str = ""
     parent_checkpoint: str = ""
@@ -117,7 +164,10 @@ class CreateRequest:
 
 @dataclass(frozen=True)
 class CheckpointRequest:
-    """What Checkpoint takes; `image` is the directory that the image is written to."""
+    """What Checkpoint takes; `image` is the directory that the image is written to.
+
+    `work` is CRIU's work directory; empty: one in the bundle, removed afterwards.
+    """
 
     image: str
     exit: bool = False
@@ -126,3 +176,4 @@ class CheckpointRequest:
     allow_terminal: bool = False
     file_locks: bool = False
     empty_namespaces: tuple[str, ...] = ()
+    work: str = ""

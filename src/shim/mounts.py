@@ -8,14 +8,18 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from shim import loop
 from shim import syscalls as sc
 from shim.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ShimError
 from shim.model import Mount
+from shim.stdio import Descriptors
 
 _SET = {
     "ro": sc.MS_RDONLY,
@@ -57,6 +61,10 @@ _PROPAGATION = {
     "runbindable": sc.MS_UNBINDABLE | sc.MS_REC,
 }
 
+# Seconds for what has a mount open to close it, and between two looks: nothing tells of it.
+BUSY_LIMIT = 2.5
+BUSY_PAUSE = 0.05
+
 _WRONG_REQUEST = frozenset(
     {
         errno.EINVAL,
@@ -77,21 +85,24 @@ class Options(NamedTuple):
     """Options of fstab(5) as mount(2) takes them.
 
     `propagation` is apart from `flags` because MS_REC belongs to one of them: "bind" with
-    "rprivate" is no recursive bind.
+    "rprivate" is no recursive bind. `base` is the directory that relative paths in `data` are
+    to be seen from, or "". `loop`: the source is a file to be shown as a device.
     """
 
     flags: int
     propagation: int
     data: str
+    base: str = ""
+    loop: bool = False
 
 
 def parse_options(options: Iterable[str]) -> Options:
     """Sort options into mount(2)'s flags, one propagation type and the file system's own data.
 
-    A later option overrides an earlier one, as in mount(8). Raises InvalidArgument for NUL and
-    for data that mount(2) would cut off at a page.
+    A later option overrides an earlier one, as in mount(8). Raises InvalidArgument for NUL, for
+    data that mount(2) would cut off at a page, and for what is no option of a file system.
     """
-    flags, propagation, data = 0, 0, []
+    flags, propagation, loop, data = 0, 0, False, []
     for option in options:
         if option in _PROPAGATION:
             propagation = _PROPAGATION[option]
@@ -99,13 +110,18 @@ def parse_options(options: Iterable[str]) -> Options:
             flags |= _SET[option]
         elif option in _CLEARED:
             flags &= ~_CLEARED[option]
+        elif option == "loop":
+            loop = True
         elif option:
-            data.append(option)
-    return Options(flags, propagation, _checked_data(",".join(data)))
+            data.append(_checked_option(option))
+    base = "" if _fits(data) else _shorten_layers(data)
+    return Options(flags, propagation, _checked_data(",".join(data)), base, loop)
 
 
-def mount(mount: Mount, target: Path) -> None:
-    """Mount `mount` on the directory `target`; the mount's own target is not looked at.
+def mount(mount: Mount, root: Path) -> None:
+    """Mount `mount` on the directory `root`, or on the one in it that the mount's target names.
+
+    The target is resolved as if `root` were /.
 
     A read-only bind, and a propagation type, take further mount(2) calls; if one of them fails,
     nothing stays mounted. With "rbind", flags such as "ro" hold for the topmost mount only
@@ -114,41 +130,87 @@ def mount(mount: Mount, target: Path) -> None:
     """
     _check_strings(mount)
     options = parse_options(mount.options)
+    target = root / mount.target.lstrip("/")
     try:
-        _mount(mount, options, target)
+        _mount(mount, options, root if target == root else _resolve(root, mount.target))
     except OSError as error:
         raise _refusal(mount, target, error) from error
 
 
-def mount_all(mounts: Sequence[Mount], target: Path) -> int:
-    """Mount all on `target`, in order; return how many `unmount_all` has to take away.
+def mount_all(mounts: Sequence[Mount], root: Path) -> int:
+    """Mount all on `root`, or below it, in order; return how many `unmount_all` has to take away.
 
-    If one fails, those before it are unmounted. Raises what `mount` raises.
+    A missing `root` is made when there is something to mount. If one fails, those before it are
+    unmounted. Raises what `mount` raises.
     """
+    if mounts:
+        _make_root(root)
     count = 0
     for entry in mounts:
         try:
-            mount(entry, target)
+            mount(entry, root)
         except ShimError:
-            unmount_all(target, count)
+            unmount_all(root, count)
             raise
         count += _adds_one(entry)
     return count
 
 
-def unmount_all(target: Path, count: int) -> None:
-    """Unmount the `count` topmost mounts at `target`; fewer or none mounted is fine.
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(0o711)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise FailedPrecondition(f"cannot make {root}: {_reason(error)}") from error
 
-    A busy mount is detached: it vanishes from the tree now, and ends with its last user.
-    Raises FailedPrecondition when the kernel refuses (umount2(2)).
+
+def unmount_all(target: Path, count: int) -> None:
+    """Unmount what is mounted below `target`, the deepest first, and the `count` topmost at it.
+
+    Nothing happens for a count of 0; fewer or none mounted is fine. A mount that stays busy for
+    BUSY_LIMIT is detached: it vanishes from the tree, and ends with its last user. Raises
+    FailedPrecondition when the kernel refuses (umount2(2)).
     """
-    for _ in range(count):
+    if count:
+        below = [path for path in _mounted(target) if path != target]
+        _unmount_each([*below, *[target] * count])
+
+
+def unmount_below(target: Path) -> None:
+    """Unmount all that is mounted on `target` and below it, the deepest first.
+
+    For a caller that does not know how much it is; nothing is there mostly. As above.
+    """
+    _unmount_each(_mounted(target))
+
+
+def _unmount_each(paths: Sequence[Path]) -> None:
+    end = time.monotonic() + BUSY_LIMIT
+    for path in paths:
         try:
-            _unmount(target)
+            _unmount(path, end)
         except OSError as error:
-            if error.errno in _NOT_MOUNTED:
-                return
-            raise FailedPrecondition(f"cannot unmount {target}: {_reason(error)}") from error
+            if error.errno not in _NOT_MOUNTED:
+                raise FailedPrecondition(f"cannot unmount {path}: {_reason(error)}") from error
+
+
+def _mounted(target: Path) -> list[Path]:
+    """What is mounted at `target` and below it, in the order of unmounting.
+
+    The kernel's list has real paths, whatever links lead to the directory of `target`.
+    """
+    inside = os.path.join(os.path.realpath(target.parent), target.name)
+    lines = Path("/proc/thread-self/mountinfo").read_bytes().splitlines()
+    places = [os.fsdecode(_unescape(line.split(b" ", 5)[4])) for line in lines]
+    found = [path for path in places if path == inside or path.startswith(f"{inside}/")]
+    deepest = sorted(found, key=lambda path: path.count("/"), reverse=True)
+    return [target / path[len(inside) + 1 :] for path in deepest]
+
+
+def _unescape(text: bytes) -> bytes:
+    """A path as proc_pid_mountinfo(5) writes it, with \\040 for a blank."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
 
 
 def make_slave_root() -> None:
@@ -163,11 +225,19 @@ def _adds_one(mount: Mount) -> bool:
     return not parse_options(mount.options).flags & sc.MS_REMOUNT
 
 
+def _resolve(root: Path, path: str) -> Path:
+    """The directory at `path` below `root`, without links. Raises OSError."""
+    with Descriptors() as descriptors:
+        top = descriptors.own(os.open(root, _DIRECTORY))
+        found = descriptors.own(sc.open_inside(top, path, os.O_PATH | os.O_DIRECTORY))
+        return Path(os.readlink(f"/proc/self/fd/{found}"))
+
+
 def _mount(mount: Mount, options: Options, target: Path) -> None:
     binds = options.flags & sc.MS_BIND and not options.flags & sc.MS_REMOUNT
     first = options.flags & (sc.MS_BIND | sc.MS_REC) if binds else options.flags
-    with _directory(target) as path:
-        sc.mount(mount.source, path, mount.type, first, options.data)
+    with _directory(target) as path, _source(mount, options) as source, _seen_from(options.base):
+        sc.mount(source, path, mount.type, first, options.data)
     try:
         if binds:
             _restrict_bind(options.flags & ~first, target)
@@ -175,6 +245,28 @@ def _mount(mount: Mount, options: Options, target: Path) -> None:
     except OSError:
         unmount_all(target, int(_adds_one(mount)))
         raise
+
+
+def _source(mount: Mount, options: Options) -> AbstractContextManager[str]:
+    if options.loop:
+        return loop.attached(mount.source, bool(options.flags & sc.MS_RDONLY))
+    return nullcontext(mount.source)
+
+
+@contextmanager
+def _seen_from(base: str) -> Iterator[None]:
+    """Let the calling thread, and no other, have the working directory `base` for the block."""
+    if not base:
+        yield
+        return
+    sc.unshare_directory()
+    before = os.open(".", _DIRECTORY)
+    try:
+        os.chdir(base)
+        yield
+        os.fchdir(before)
+    finally:
+        os.close(before)
 
 
 def _restrict_bind(flags: int, target: Path) -> None:
@@ -190,34 +282,67 @@ def _propagate(propagation: int, target: Path) -> None:
             sc.mount("", path, "", propagation)
 
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 @contextmanager
 def _directory(target: Path) -> Iterator[str]:
     """A path that stays this very directory, whoever replaces it by a symbolic link meanwhile.
 
     Opened anew for each call: the descriptor is of what was topmost at that moment.
     """
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(target, flags)
+    descriptor = os.open(target, _DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
 
 
-def _unmount(target: Path) -> None:
+def _unmount(target: Path, end: float) -> None:
+    """Unmount the topmost mount; one that is busy until `end` (time.monotonic) is detached."""
     # Not by descriptor: an O_PATH descriptor would itself keep the mount busy.
-    try:
-        sc.umount(str(target), sc.UMOUNT_NOFOLLOW)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        sc.umount(str(target), sc.UMOUNT_NOFOLLOW | sc.MNT_DETACH)
+    while True:
+        try:
+            return sc.umount(str(target), sc.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        if time.monotonic() >= end:
+            return sc.umount(str(target), sc.UMOUNT_NOFOLLOW | sc.MNT_DETACH)
+        time.sleep(BUSY_PAUSE)
+
+
+def _checked_option(option: str) -> str:
+    if option.startswith("X-containerd."):
+        raise InvalidArgument(f"the mount option {option!r} is containerd's own, and not for a shim")
+    return option
+
+
+def _fits(data: Sequence[str]) -> bool:
+    return len(os.fsencode(",".join(data))) < mmap.PAGESIZE
+
+
+def _shorten_layers(data: list[str]) -> str:
+    """Name overlay's lower directories from the one that they have in common; return that.
+
+    "" when there are none, or not all of them are absolute.
+    """
+    for number, option in enumerate(data):
+        name, _, layers = option.partition("=")
+        paths = re.split(r"(?<!\\):", layers)  # a colon in a path has a backslash before it
+        if name == "lowerdir" and all(path.startswith("/") for path in paths):
+            split = [[part for part in path.split("/") if part] for path in paths]
+            base = os.path.commonprefix(split)
+            rest = ("/".join(parts[len(base) :]) or "." for parts in split)
+            data[number] = f"lowerdir={':'.join(rest)}"
+            return "/" + re.sub(r"\\(.)", r"\1", "/".join(base))
+    return ""
 
 
 def _checked_data(data: str) -> str:
     if "\0" in data:
         raise InvalidArgument(f"the mount options {data!r} hold NUL")
-    if len(os.fsencode(data)) >= mmap.PAGESIZE:
+    if not _fits([data]):
         raise InvalidArgument(
             f"the mount options {data[:60]!r}… are longer than the {mmap.PAGESIZE - 1} bytes that "
             "mount(2) takes; use fewer or shorter ones"
@@ -226,7 +351,7 @@ def _checked_data(data: str) -> str:
 
 
 def _check_strings(mount: Mount) -> None:
-    for text in (mount.type, mount.source):
+    for text in (mount.type, mount.source, mount.target):
         if "\0" in text:
             raise InvalidArgument(f"the mount's {text!r} holds NUL")
 

@@ -28,7 +28,7 @@ from shim.errors import (
     ShimError,
 )
 from shim.keeper.command import Command
-from shim.model import CheckpointRequest, Exit
+from shim.model import CheckpointRequest, Exit, Launcher, RuntimeOptions
 from shim.stdio import Descriptors
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "XDG_RUNTIME_DIR")
@@ -40,6 +40,8 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+,.-]*")
 _NOT_EXECUTABLE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 )
+
+_FAILURES = {"delete": "failed to delete task", "kill": "OCI runtime killall failed"}
 
 # The ends of messages: what a client chose may stand elsewhere in them.
 _MEANINGS: tuple[tuple[re.Pattern[str], type[ShimError]], ...] = (
@@ -76,10 +78,12 @@ Stdio = Mapping[int, int]
 class Runtime:
     """One runtime for the container in `bundle`, with its log in BUNDLE/log.json.
 
-    `command` is the absolute path of the runtime, one relative to the bundle, or a name that is
-    searched in PATH of `env`; empty means runc. `bundle` is absolute. Looks at the file system:
-    make it in a BlockingPool if a path may hang. Raises InvalidArgument when there is no such
-    program, unless it is `expected` to come back: then the commands do, as long as it is away.
+    `options.runtime` is the absolute path of the runtime, one relative to the bundle, or a name
+    that is searched in the launcher's PATH; empty means runc. `bundle` is absolute. Its commands
+    get what the launcher has handed down; `joins` are the cgroup.procs files that say where
+    they belong. Looks at the file system: make it in a BlockingPool if a path may hang. Raises
+    InvalidArgument when there is no such program, unless it is `expected` to come back: then
+    the commands do, as long as it is away.
 
     The commands wait for the runtime, which dies with the keeper. They raise what `spawn` raises,
     InvalidArgument or FailedPrecondition when the runtime cannot be executed, and NotFound,
@@ -92,15 +96,19 @@ class Runtime:
 
     def __init__(
         self,
-        command: str,
+        options: RuntimeOptions,
         bundle: Path,
         spawn: Spawn,
-        env: Mapping[str, str],
+        launcher: Launcher,
+        joins: tuple[str, ...] = (),
         expected: bool = False,
     ) -> None:
-        self._env = runtime_environment(env)
+        self._env = runtime_environment(launcher.env)
         path = self._env.get("PATH", os.defpath)
-        self._program = _resolve(command or "runc", bundle, path, expected)
+        self.program = _resolve(options.runtime or "runc", bundle, path, expected)
+        self._options = options
+        self._launcher = launcher
+        self._joins = joins
         self._bundle = bundle
         self._log = bundle / "log.json"
         self._spawn = spawn
@@ -114,10 +122,10 @@ class Runtime:
         return other
 
     async def create(
-        self, id: str, stdio: Stdio, console_socket: Path | None = None, no_pivot: bool = False
+        self, id: str, stdio: Stdio, console_socket: Path | None = None
     ) -> Spawned:
         """Create the container `id`; its init waits for `start`, and is in `pid_file`."""
-        options = self._init_options(console_socket, no_pivot)
+        options = self._init_options(console_socket)
         return await self._complete("create", options, id, stdio)
 
     async def restore(
@@ -126,7 +134,6 @@ class Runtime:
         image: Path,
         stdio: Stdio,
         console_socket: Path | None = None,
-        no_pivot: bool = False,
     ) -> Spawned:
         """Make the container `id` from a checkpoint, running; its init is in `pid_file`.
 
@@ -134,7 +141,7 @@ class Runtime:
         restore has no option for it.
         """
         options = ["--image-path", str(image), "--work-path", str(self.work), "--detach"]
-        options += self._init_options(console_socket, no_pivot)
+        options += self._init_options(console_socket)
         return await self._complete("restore", options, id, stdio)
 
     async def exec(
@@ -170,9 +177,22 @@ class Runtime:
         """Let all processes of the container go on."""
         await self._run("resume", [], id)
 
+    async def update(self, id: str, resources: bytes) -> None:
+        """Set the container's resources (OCI runtime specification, LinuxResources, JSON)."""
+        with Descriptors() as owned:
+            given = owned.own(os.memfd_create("resources"))
+            os.write(given, resources)
+            os.lseek(given, 0, os.SEEK_SET)
+            await self._run("update", ["--resources", "-"], id, stdin=given)
+
+    async def features(self) -> bytes:
+        """What the runtime says that it can do, as JSON (OCI runtime specification, features)."""
+        return await self._run("features", [], None)
+
     async def checkpoint(self, id: str, request: CheckpointRequest) -> None:
         """Write the container's image to `request.image`; CRIU logs to the directory `work`."""
-        options = ["--image-path", request.image, "--work-path", str(self.work)]
+        work = request.work or str(self.work)
+        options = ["--image-path", request.image, "--work-path", work]
         await self._run("checkpoint", options + _checkpoint_flags(request), id)
 
     async def state(self, id: str) -> dict[str, Any]:
@@ -181,51 +201,69 @@ class Runtime:
         try:
             state = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise RuntimeFailed(f"{self._program} state of {id}: not JSON: {error}") from error
+            raise RuntimeFailed(f"{self.program} state of {id}: not JSON: {error}") from error
         if not isinstance(state, dict):
-            raise RuntimeFailed(f"{self._program} state of {id}: not a JSON object")
+            raise RuntimeFailed(f"{self.program} state of {id}: not a JSON object")
         return state
 
-    def _init_options(self, console_socket: Path | None, no_pivot: bool) -> list[str]:
+    def _init_options(self, console_socket: Path | None) -> list[str]:
         options = ["--bundle", str(self._bundle), "--pid-file", str(self.pid_file)]
-        return options + _console(console_socket) + (["--no-pivot"] if no_pivot else [])
+        options += _console(console_socket)
+        options += ["--no-pivot"] if self._options.no_pivot else []
+        return options + (["--no-new-keyring"] if self._options.no_new_keyring else [])
 
-    async def _run(self, command: str, options: list[str], id: str, *rest: str) -> bytes:
+    async def _run(
+        self, command: str, options: list[str], id: str | None, *rest: str, stdin: int | None = None
+    ) -> bytes:
         """Run a command without stdio of its own, release it, and return what it printed."""
         with Descriptors() as owned:
             null = owned.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             out, err = (owned.own(os.memfd_create(command)) for _ in range(2))
-            child = await self._complete(command, options, id, {0: null, 1: out, 2: err}, *rest)
+            stdio = {0: null if stdin is None else stdin, 1: out, 2: err}
+            child = await self._complete(command, options, id, stdio, *rest)
             child.release()
             return _tail(out, 0, _PRINTED_LIMIT)
 
     async def _complete(
-        self, command: str, options: list[str], id: str, stdio: Stdio, *rest: str
+        self, command: str, options: list[str], id: str | None, stdio: Stdio, *rest: str
     ) -> Spawned:
         """Run a command to its end; if that is not success, release it and raise."""
-        request = self._request(command, [*options, _checked(id), *rest], stdio)
+        about = [] if id is None else [_checked(id)]
+        request = self._request(command, [*options, *about, *rest], stdio)
         logged = self._log_size()
         child = await self._spawn(request)
         with ExitStack() as stack:
             stack.callback(child.release)
             status = await self._status(child)
             if status:
-                raise self._failure(f"{command} of {id}", status, logged, stdio[2])
+                raise self._failure(command, status, logged, stdio[2])
             stack.pop_all()
         return child
 
     def _request(self, command: str, arguments: list[str], stdio: Stdio) -> Command:
-        options = ("--log", str(self._log), "--log-format", "json", command)
-        argv = (self._program, *options, *arguments)
+        argv = (self.program, *self._global_options(), command, *arguments)
         if any("\0" in argument for argument in argv):
             raise InvalidArgument(f"an argument of {command} for {self._bundle} holds NUL")
-        return Command(argv, self._env, descriptors=stdio, death_signal=signal.SIGKILL)
+        return Command(
+            argv,
+            self._env,
+            descriptors=stdio,
+            umask=self._launcher.umask,
+            limits=self._launcher.limits,
+            death_signal=signal.SIGKILL,
+            joins=self._joins,
+        )
+
+    def _global_options(self) -> list[str]:
+        options = ["--root", self._options.root] if self._options.root else []
+        options += ["--log", str(self._log), "--log-format", "json"]
+        return options + (["--systemd-cgroup"] if self._options.systemd_cgroup else [])
 
     async def _status(self, child: Spawned) -> int:
         try:
             return (await child.wait()).status
         except OSError as error:
-            text = f"cannot execute the runtime {self._program}: {error.strerror}"
+            text = f"cannot execute the runtime {self.program}: {error.strerror}"
             if error.errno in _NOT_EXECUTABLE:
                 raise InvalidArgument(text) from error
             raise FailedPrecondition(text) from error
@@ -236,13 +274,18 @@ class Runtime:
         except FileNotFoundError:
             return 0
 
-    def _failure(self, what: str, status: int, logged: int, stderr: int) -> ShimError:
-        """The error for a command that ended with `status`, from what it logged since."""
+    def _failure(self, command: str, status: int, logged: int, stderr: int) -> ShimError:
+        """The error for a command that ended with `status`, from what it logged since.
+
+        Clients know the wording (contract: runtime-v2, Error codes).
+        """
         message = self._last_error(logged)
         kind = _meaning(message)
-        text = message or _printed(stderr) or "no message in its log"
-        name = os.path.basename(self._program)
-        return kind(f"{name} {what} failed ({_ending(status)}): {text[:_MESSAGE_LIMIT]}")
+        text = message or _printed(stderr)
+        if not text:
+            text = f"{os.path.basename(self.program)} ended with {_ending(status)}, logging nothing"
+        what = _FAILURES.get(command, f"OCI runtime {command} failed")
+        return kind(f"{what}: {text[:_MESSAGE_LIMIT]}")
 
     def _last_error(self, logged: int) -> str:
         """The last error in the log after its first `logged` bytes, or "".
@@ -287,7 +330,7 @@ def _resolve(command: str, bundle: Path, path: str, expected: bool) -> str:
         return str(bundle / command)
     if found is None:
         raise InvalidArgument(
-            f"no runtime {command!r} that can be executed (PATH={path}); install it, or give its "
+            f'no runtime "{command}" that can be executed (PATH={path}); install it, or give its '
             "absolute path"
         )
     return os.path.abspath(found)

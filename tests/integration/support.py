@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from shim.client import ShimClient, StartedShim, start_shim
 from shim.errors import Unavailable
-from shim.model import CreateRequest, Event, EventType, Exit, Mount, Stdio
+from shim.model import CreateRequest, Event, EventType, Exit, Mount, RuntimeOptions, Stdio
 from shim.oci.spec import process, spec
 
 PATIENCE = 30.0
@@ -70,6 +70,7 @@ class Bundle:
         stderr: bool = False,
         terminal: bool = False,
         runtime: str = "",
+        no_pivot: bool = False,
         rootfs: Sequence[Mount] = (),
         **others: Any,
     ) -> CreateRequest:
@@ -81,7 +82,12 @@ class Bundle:
             self.fifo("stderr") if stderr else "",
         )
         return CreateRequest(
-            self.id, str(self.path), runtime, stdio, rootfs=tuple(rootfs), **others
+            self.id,
+            str(self.path),
+            stdio,
+            RuntimeOptions(runtime=runtime, no_pivot=no_pivot),
+            rootfs=tuple(rootfs),
+            **others,
         )
 
 

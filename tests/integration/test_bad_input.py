@@ -164,7 +164,7 @@ async def test_a_config_whose_parts_are_of_wrong_types(
     async with unharmed(daemon, make_bundle) as shim:
         for process in ("text", {"args": "true"}, {"user": 7}, {"user": {"uid": "x"}}):
             (bundle.path / "config.json").write_text(json.dumps({**config, "process": process}))
-            with pytest.raises(RuntimeFailed, match=r"runc create of .* cannot unmarshal"):
+            with pytest.raises(RuntimeFailed, match=r"create failed: .* cannot unmarshal"):
                 await shim.create(bundle.request())
 
 
@@ -228,7 +228,7 @@ def streams(bundle: Bundle, bad: str) -> list[Stdio]:
 
 
 RUNTIMES: dict[str, tuple[str, type[ShimError], str]] = {
-    "exit 1": ("exit 1", RuntimeFailed, "no message"),
+    "exit 1": ("exit 1", RuntimeFailed, "logging nothing"),
     "garbage in its log": (
         'head -c 100000 /dev/urandom >>"$log_file"; exit 3', RuntimeFailed, "exit status 3",
     ),
@@ -370,7 +370,7 @@ async def test_a_request_that_is_too_large(
     daemon: Launched, make_bundle: Callable[..., Bundle]
 ) -> None:
     async with unharmed(daemon, make_bundle) as shim:
-        request = replace(make_bundle("true").request(), runtime="x" * (5 << 20))
+        request = make_bundle("true").request(runtime="x" * (5 << 20))
         with pytest.raises(ResourceExhausted, match="larger than max"):
             await shim.create(request)
         with pytest.raises(ResourceExhausted):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from shim.client import StartedShim, steadily
 from shim.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from shim.model import CreateRequest, Event, EventType, Mount, ProcessInfo, Status
+from shim.model import CreateRequest, Event, EventType, Mount, ProcessInfo, RuntimeOptions, Status
 from tests.integration.support import (
     Bundle,
     Gate,
@@ -184,7 +185,7 @@ def rooted(bundle: Bundle, rootfs: Path, **streams: Any) -> CreateRequest:
 
 
 def with_runtime(request: CreateRequest, gate: Gate) -> CreateRequest:
-    return CreateRequest(**{**vars(request), "runtime": str(gate.path)})
+    return replace(request, options=RuntimeOptions(runtime=str(gate.path)))
 
 
 def assert_rolled_back(bundle: Bundle) -> None:

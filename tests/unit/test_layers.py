@@ -37,8 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "keeper": BASE,
     "runtime": BASE | {"keeper", "stdio"},
     "service": BASE | KERNEL | LEAVES | {"keeper"},
-    "api": BASE | {"_pb", "service", "events"},
-    "front": {"api", "blocking", "keeper", "service"},
+    "api": BASE
+    | {"_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime", "service", "store"},
+    "front": BASE | {"api", "blocking", "bootstrap", "keeper", "notify", "oom", "pair", "service"},
+    "orphans": set(),
     "launch": {"shim", "keeper", "mounts"},
     "bootstrap": {"_pb", "errors", "model"},
     "notify": set(),
@@ -62,7 +64,6 @@ NARROW: dict[tuple[str, str], set[str]] = {
     ("client", "api"): {"shim.api.convert", "shim.api.codes"},
     ("runtime", "keeper"): {"shim.keeper.command"},
     ("launch", "keeper"): {"shim.keeper.records", "shim.keeper.start"},
-    ("api", "service"): {"shim.service.shim"},
 }
 
 

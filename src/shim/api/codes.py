@@ -17,6 +17,7 @@ from shim.errors import (
     RuntimeFailed,
     ShimError,
     Unavailable,
+    Unimplemented,
 )
 
 CODES: Final[Mapping[type[ShimError], grpc.StatusCode]] = {
@@ -27,6 +28,7 @@ CODES: Final[Mapping[type[ShimError], grpc.StatusCode]] = {
     ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
+    Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     RuntimeFailed: grpc.StatusCode.UNKNOWN,
 }
 
@@ -40,6 +42,12 @@ def code_of(error: ShimError) -> grpc.StatusCode:
     """The status code that `error`, or the nearest class it derives from, travels as."""
     codes = (CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     return next(codes, grpc.StatusCode.UNKNOWN)
+
+
+def number_of(error: ShimError) -> int:
+    """The same code as its number, as ttrpc has it (google.rpc.Code)."""
+    number: int = code_of(error).value[0]
+    return number
 
 
 def error_of(code: grpc.StatusCode, message: str) -> ShimError:

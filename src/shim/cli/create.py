@@ -12,7 +12,7 @@ from shim.cli.call import shim_command
 from shim.cli.output import show_pid
 from shim.cli.params import DIRECTORY, FIFO, json_option, runtime_option
 from shim.client import ShimClient
-from shim.model import CreateRequest, Stdio
+from shim.model import CreateRequest, RuntimeOptions, Stdio
 
 _OPTIONS = (
     click.option("--id", required=True, help="The container's name."),
@@ -69,9 +69,8 @@ def _request(
     return CreateRequest(
         id=id,
         bundle=str(bundle),
-        runtime=runtime,
+        options=RuntimeOptions(runtime=runtime, no_pivot=no_pivot),
         stdio=Stdio(terminal, stdin or "", stdout or "", stderr or ""),
-        no_pivot=no_pivot,
         checkpoint=str(checkpoint or ""),
         parent_checkpoint=str(parent_checkpoint or ""),
     )

@@ -18,7 +18,7 @@ from shim.cli.session import Job, Session, interruptible
 from shim.client import ShimClient, start_shim, steadily
 from shim.client.steady import RECONNECT_S
 from shim.errors import FailedPrecondition, Unavailable
-from shim.model import CreateRequest, Status, Stdio
+from shim.model import CreateRequest, RuntimeOptions, Status, Stdio
 
 
 @click.command(context_settings=ATTACHED)
@@ -63,7 +63,8 @@ def run(
     )
 
     async def begin(client: ShimClient, stdio: Stdio, folder: Path) -> int:
-        return await _create(client, CreateRequest(name, str(folder), runtime, stdio))
+        request = CreateRequest(name, str(folder), stdio, RuntimeOptions(runtime))
+        return await _create(client, request)
 
     with reported(OWN_FAILURE):
         status = asyncio.run(

@@ -152,6 +152,18 @@ class Held:
     streams: dict[int, Stream] = field(default_factory=dict)
     listeners: dict[int, Flag] = field(default_factory=dict)
     destinations: set[int] = field(default_factory=set)
+    claimed: set[int] = field(default_factory=set)
+
+    def claim(self, id: int) -> Spawn | None:
+        """A process that somebody goes on with; None when the keeper does not have it."""
+        self.claimed.add(id)
+        return self.children.get(id)
+
+    def release_rest(self) -> None:
+        """Nobody waits for the others any more: let them end, and forget them."""
+        for id, child in self.children.items():
+            if id not in self.claimed:
+                child.release()
 
 
 class KeeperClient:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,23 @@ def _read(path: Path) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def spec_annotations(config: Mapping[str, Any]) -> dict[str, str]:
+    """The spec's annotations; those that are no strings are left out."""
+    found = config.get("annotations")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {name: value for name, value in pairs if isinstance(value, str)}
+
+
+def has_private_pids(config: Mapping[str, Any]) -> bool:
+    """Whether the container's processes die with its init: its pid namespace is made for it.
+
+    An unreadable spec counts as not private (contract: runtime-v2, Events).
+    """
+    linux = config.get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, Mapping) else None
+    return isinstance(namespaces, list) and any(
+        isinstance(entry, Mapping) and entry.get("type") == "pid" and not entry.get("path")
+        for entry in namespaces
+    )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 
 from shim.errors import NotFound
-from shim.keeper.client import KeeperClient, Spawn
+from shim.keeper.client import Held, KeeperClient, Spawn
 from shim.keeper.command import Command
+
+# Seconds for a runtime command, begun by an earlier front, to end by itself.
+COMMAND_LIMIT = 30.0
 
 
 class Commands:
@@ -29,3 +33,20 @@ class Commands:
         for child in list(self._running):
             with contextlib.suppress(NotFound):
                 await child.signal(signal.SIGKILL)
+
+
+async def finish_command(spawn: int, held: Held) -> Spawn | None:
+    """Wait for a command of an earlier front; kill it when it takes too long.
+
+    None when the keeper knows nothing of it: it was never started, or has been released.
+    """
+    child = held.claim(spawn)
+    if child is None:
+        return None
+    try:
+        await asyncio.wait_for(asyncio.shield(child.exited), COMMAND_LIMIT)
+    except TimeoutError:
+        with contextlib.suppress(NotFound):
+            await child.signal(signal.SIGKILL)
+        await child.exited
+    return child

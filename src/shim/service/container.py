@@ -11,23 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from shim.cgroup import Cgroup
 from shim.errors import (
-    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     RuntimeFailed,
-    ShimError,
 )
-from shim.keeper.client import Child, Spawn
+from shim.keeper.client import Child, Held, Spawn
 from shim.keeper.command import Command
 from shim.model import (
     CheckpointRequest,
@@ -39,21 +33,22 @@ from shim.model import (
     Status,
     Stdio,
 )
-from shim.mounts import unmount_all
 from shim.runtime import Runtime
-from shim.service import checkpoint
-from shim.service.commands import Commands
+from shim.service import checkpoint, ending
+from shim.service.commands import finish_command
 from shim.service.execs import Execs
-from shim.service.host import Host
+from shim.service.host import Home
+from shim.service.members import Members
 from shim.service.process import Process, ProcessSpec
-from shim.service.record import ContainerRecord, Facts
+from shim.service.record import Facts
 from shim.service.transitions import Operation, check
 
-# Seconds for the kernel to end killed processes, and for a call that may hang in a file system.
-KILL_LIMIT = 10.0
-FILE_LIMIT = 10.0
-# Between two looks at a cgroup that empties itself: no version of cgroups tells of every exit.
-LOOK_AGAIN = 0.01
+_STATUS = {
+    "created": Status.CREATED,
+    "running": Status.RUNNING,
+    "paused": Status.PAUSED,
+    "stopped": Status.RUNNING,  # its program has run; that it ended is learned from its exit
+}
 
 _log = logging.getLogger(__name__)
 
@@ -64,25 +59,22 @@ class Container:
     `init` is its first process; its exit makes the container stopped.
     """
 
-    def __init__(
-        self, host: Host, record: ContainerRecord, facts: Facts, runtime: Runtime, init: Process
-    ) -> None:
+    def __init__(self, home: Home, facts: Facts, runtime: Runtime, init: Process) -> None:
+        self.home = home
         self.facts = facts
         self.init = init
-        self._host = host
-        self._record = record
-        self._runtime = runtime
-        self._turn = asyncio.Lock()
-        self._deleted = False
-        self._commands = Commands(host.keeper)
-        self.execs = Execs(host, record, facts.id, self._commands)
+        self.runtime = runtime
+        self.turn = asyncio.Lock()
+        self.deleted = False
+        self.execs = Execs(home, facts, self._exec_ended)
+        self.members = Members(home.host, facts)
 
     # -- looking
 
     @property
     def status(self) -> Status:
         """The container's state."""
-        return self.facts.status if self.init.alive else Status.STOPPED
+        return self.facts.status if self.init.exit is None else Status.STOPPED
 
     def state(self) -> ContainerState:
         """From memory; no runtime is asked."""
@@ -100,12 +92,9 @@ class Container:
 
         A container without a cgroup of its own has those that the shim started.
         """
-        pids = await self._pids()
-        known = {process.pid: process for process in self._alive()}
-        strangers = [pid for pid in pids if pid not in known]
-        arguments = await self._host.pool.run(
-            "read the processes' arguments", FILE_LIMIT, _arguments, strangers
-        )
+        known = {process.pid: process for process in self.alive()}
+        pids = await self.members.pids() if self.facts.cgroup else sorted(known)
+        arguments = await self.members.arguments([pid for pid in pids if pid not in known])
         return [
             known[pid].info(self.status)
             if pid in known
@@ -113,14 +102,9 @@ class Container:
             for pid in pids
         ]
 
-    def _alive(self) -> list[Process]:
+    def alive(self) -> list[Process]:
+        """The processes that the shim has started, and that have not ended."""
         return [process for process in (self.init, *self.execs.all()) if process.alive]
-
-    async def _pids(self) -> list[int]:
-        if not self.facts.cgroup:
-            return sorted(process.pid for process in self._alive())
-        look = Cgroup(self.facts.cgroup).pids
-        return await self._host.pool.run("list the container's processes", FILE_LIMIT, look)
 
     def find(self, pid: int) -> Process:
         """The init process or the exec with this pid; 0 is the init. Raises NotFound."""
@@ -128,12 +112,23 @@ class Container:
             return self.init
         return self.execs.find(pid)
 
-    # -- the container's life
+    def named(self, exec_id: str) -> Process:
+        """The init process, or the exec of this name. Raises NotFound."""
+        return self.execs.named(exec_id) if exec_id else self.init
+
+    # -- its end, as the kernel tells it
 
     def adopt_init(self, child: Child) -> None:
-        """Follow the init process to its end."""
+        """Follow the init process to its end, and its cgroup for OOM kills."""
         self.init.child = child
+        self._watch_memory()
         child.exited.add_done_callback(lambda future: self._init_ended(future.result()))
+
+    def _watch_memory(self) -> None:
+        try:
+            self.home.host.oom.watch(self, self.facts.cgroups, self.facts.oom)
+        except OSError as error:
+            _log.error("container %s: OOM kills will not be told: %s", self.facts.id, error)
 
     def announce_init(self) -> None:
         """The start has been told; so may the exit."""
@@ -142,88 +137,126 @@ class Container:
             self._init_ended(self.init.child.exited.result())
 
     def _init_ended(self, ended: Exit) -> None:
-        if not self.init.announced or not self.init.alive:
+        if not self.init.announced or self.init.exit is not None:
             return
         self.init.exit = ended
         self.init.stdio.process_ended()
-        event = Event(
-            self.facts.id, EventType.EXIT, self.init.pid, ended.status, exited_at=ended.time
-        )
-        self.commit(event)
-        if self.init.child is not None:
-            self.init.child.forget()
+        if not self.facts.private_pids and self.facts.namespace:
+            self._kill_execs()
+        self._exec_ended()
 
-    def commit(self, event: Event | None = None) -> None:
-        """Journal and tell the event, and write the state that goes with it."""
-        if event is not None and not self._record.events.holds(event):
-            self._record.events.publish(event)
-        self._record.save(self.facts, self.init)
+    def _kill_execs(self) -> None:
+        """Without a pid namespace of its own, its other processes survive the init."""
+        for process in self.execs.alive():
+            assert process.child is not None
+            self.home.host.later(ending.kill_child(process.child))
+
+    def _exec_ended(self) -> None:
+        """The init's exit is the last one that is told, if the others end with it."""
+        if self.init.exit is None or self.init.over.done():
+            return
+        if self.execs.alive() and (self.facts.private_pids or self.facts.namespace):
+            return
+        self.note_oom(self.home.host.oom.check(self))
+        self.init.end()
+        self.commit(EventType.EXIT)
+
+    def note_oom(self, kills: int) -> None:
+        """The kernel counts so many OOM kills in the container's cgroup by now."""
+        if kills > self.facts.oom:
+            self.facts.oom = kills
+            event = Event(self.facts.id, EventType.OOM, self.init.pid)
+            self.home.teller.tell(event, self.init.child_id, kills)
+            self.save()
+
+    # -- what is remembered
+
+    def save(self) -> None:
+        """Write the container's state."""
+        self.home.record.save(self.facts, self.init)
+
+    def commit(self, type: EventType | None = None) -> None:
+        """Tell what has happened, and write the state that goes with it."""
+        if type is not None:
+            ended = self.init.exit if type is EventType.EXIT else None
+            status, time = (ended.status, ended.time) if ended else (0, 0)
+            event = Event(self.facts.id, type, self.init.pid, status, time)
+            self.home.teller.tell(event, self.init.child_id)
+        self.save()
+
+    # -- commands
 
     @contextlib.asynccontextmanager
-    async def _command(self, operation: Operation) -> AsyncIterator[Runtime]:
+    async def _command(self, operation: Operation, request: int) -> AsyncIterator[Runtime]:
         """The container's turn, checked against its state, with its intent written down."""
-        async with self._turn:
+        async with self.turn:
             check(operation, self.status, self.facts.id)
             try:
-                yield self._runtime.using(self._spawn_as(operation.value))
+                yield self.runtime.using(self._spawn_as(operation.value, request))
             finally:
                 self.facts.intent = {}
-                self._record.save(self.facts, self.init)
+                self.save()
 
-    def _spawn_as(self, name: str) -> Any:
+    def _spawn_as(self, name: str, request: int) -> Callable[[Command], Awaitable[Spawn]]:
         async def spawn(command: Command) -> Spawn:
-            id = self._host.keeper.new_id()
-            self.facts.intent = {"command": name, "spawn": id}
-            self._record.save(self.facts, self.init)
-            return await self._commands.spawn(command, id)
+            id = self.home.host.keeper.new_id()
+            self.facts.intent = {"command": name, "spawn": id, "request": request}
+            self.save()
+            return await self.home.commands.spawn(command, id)
 
         return spawn
 
-    async def start(self) -> None:
-        """Run the program of the created container. Raises FailedPrecondition, RuntimeFailed."""
+    def _took_effect(self, status: Status, type: EventType | None) -> None:
+        """The command under way has done its work."""
+        self.facts.status = status
+        self.facts.request = self.facts.intent.get("request", 0)
+        self.facts.intent = {}
+        self.commit(type)
+
+    async def start(self, request: int = 0) -> None:
+        """Run the program of the created container. Raises FailedPrecondition, RuntimeFailed.
+
+        request: the call, 0 if it is none that may come twice.
+        """
         if self.facts.restored and self.init.alive:
             self._start_restored()
             return
-        async with self._command(Operation.START) as runtime:
+        async with self._command(Operation.START, request) as runtime:
             self.init.announced = False
             try:
                 await runtime.start(self.facts.id)
-                self.started()
+                self._took_effect(Status.RUNNING, EventType.START)
             finally:
                 self.announce_init()
 
     def _start_restored(self) -> None:
         """A restored container runs since Create; its caller starts it all the same."""
         self.facts.restored = False
-        self.commit(Event(self.facts.id, EventType.START, self.init.pid))
+        self.commit(EventType.START)
 
-    def started(self) -> None:
-        """Its program runs, or has run already."""
-        self.facts.status = Status.RUNNING
-        self.facts.intent = {}
-        self.commit(Event(self.facts.id, EventType.START, self.init.pid))
-
-    async def pause(self) -> None:
+    async def pause(self, request: int = 0) -> None:
         """Suspend every process. Raises FailedPrecondition, RuntimeFailed."""
-        async with self._command(Operation.PAUSE) as runtime:
+        async with self._command(Operation.PAUSE, request) as runtime:
             await runtime.pause(self.facts.id)
-            self.paused()
+            self._took_effect(Status.PAUSED, EventType.PAUSED)
 
-    def paused(self) -> None:
-        """Its processes are suspended."""
-        self.facts.status = Status.PAUSED
-        self.commit(Event(self.facts.id, EventType.PAUSED, self.init.pid))
-
-    async def resume(self) -> None:
+    async def resume(self, request: int = 0) -> None:
         """Let every process go on. Raises FailedPrecondition, RuntimeFailed."""
-        async with self._command(Operation.RESUME) as runtime:
+        async with self._command(Operation.RESUME, request) as runtime:
             await runtime.resume(self.facts.id)
-            self.facts.status = Status.RUNNING
+            self._took_effect(Status.RUNNING, EventType.RESUMED)
 
-    async def checkpoint(self, request: CheckpointRequest) -> None:
+    async def update(self, resources: bytes, request: int = 0) -> None:
+        """Set its resources, an OCI LinuxResources as JSON. Raises as `pause` does."""
+        async with self._command(Operation.UPDATE, request) as runtime:
+            await runtime.update(self.facts.id, resources)
+            self._took_effect(self.facts.status, None)
+
+    async def checkpoint(self, asked: CheckpointRequest, request: int = 0) -> None:
         """Write an image of the container. Raises InvalidArgument, RuntimeFailed."""
-        async with self._command(Operation.CHECKPOINT) as runtime:
-            await checkpoint.write(self._host.pool, runtime, self.facts, request)
+        async with self._command(Operation.CHECKPOINT, request) as runtime:
+            await checkpoint.write(self.home.host.pool, runtime, self.facts, asked)
+            self._took_effect(self.facts.status, None)
 
     # -- its processes
 
@@ -233,7 +266,23 @@ class Container:
         read = ProcessSpec.read(spec, stdio.terminal)
         if not read.args or not read.cwd.startswith("/"):
             raise InvalidArgument("an exec's process needs args, and an absolute cwd")
-        return await self.execs.add(self._runtime, read, spec, stdio)
+        return await self.execs.run(self._exec_runtime(), read, spec, stdio)
+
+    def add_exec(self, exec_id: str, spec: Mapping[str, Any], stdio: Stdio, request: int) -> None:
+        """Add an exec, to be started by `start_exec`. Raises AlreadyExists."""
+        check(Operation.EXEC, self.status, self.facts.id)
+        self.execs.add(exec_id, spec, stdio, request)
+
+    async def start_exec(self, exec_id: str, request: int) -> int:
+        """Start an exec that was added; its pid."""
+        process = self.execs.named(exec_id)
+        if process.request != request:
+            check(Operation.EXEC, self.status, self.facts.id)
+        await self.execs.start(self._exec_runtime(), process, request)
+        return process.pid
+
+    def _exec_runtime(self) -> Runtime:
+        return self.runtime.using(self.home.commands.spawn)
 
     async def kill(self, number: int, pid: int, all: bool) -> None:
         """Signal the init process (pid 0), everything (`all`), or one process of the container.
@@ -241,155 +290,112 @@ class Container:
         Raises NotFound when it has ended or is none of the container's, InvalidArgument for a
         number that is no signal.
         """
-        if not 1 <= number <= signal.SIGRTMAX:
-            raise InvalidArgument(f"{number} is not a signal: 1 to {int(signal.SIGRTMAX)}")
+        _check_signal(number)
         if all:
             await self._kill_all(number)
         elif self.execs.knows(pid) or pid in (0, self.init.pid):
             await self._signal(self.find(pid), number)
         else:
-            await self._signal_stranger(pid, number)
+            await self.members.signal(pid, number)
+        await self._thaw_killed(number)
+
+    async def kill_named(self, number: int, exec_id: str, all: bool, request: int) -> None:
+        """Signal the init, the exec of this name, or with `all` everything.
+
+        request: the call, which the keeper answers should the front die once it has sent the
+        signal.
+        """
+        _check_signal(number)
+        if all and not exec_id:
+            await self._kill_all(number)
+        else:
+            process = self.named(exec_id)
+            if exec_id and not process.pid and not process.over.done():
+                raise FailedPrecondition(f"exec {exec_id} has not been started")
+            await self._signal(process, number, request)
+        await self._thaw_killed(number)
+
+    async def _thaw_killed(self, number: int) -> None:
         if number == signal.SIGKILL and self.status is Status.PAUSED:
             with contextlib.suppress(FailedPrecondition, RuntimeFailed):
                 await self.resume()  # a frozen process dies when it is thawed
 
-    async def _signal(self, process: Process, number: int) -> None:
+    async def _signal(self, process: Process, number: int, request: int = 0) -> None:
         if process.child is None or not process.alive:
             raise NotFound(f"process {process.pid} of container {self.facts.id} has ended")
-        await process.child.signal(number)
-
-    async def _signal_stranger(self, pid: int, number: int) -> None:
-        """A process that the shim did not start: look, hold it, look again, signal it."""
-        missing = NotFound(f"no process {pid} in container {self.facts.id}")
-        if pid not in await self._pids():
-            raise missing
-        try:
-            held = os.pidfd_open(pid)
-        except OSError as error:
-            raise missing from error
-        try:
-            if pid not in await self._pids():
-                raise missing
-            signal.pidfd_send_signal(held, number)
-        except ProcessLookupError as error:
-            raise missing from error
-        finally:
-            os.close(held)
+        await process.child.signal(number, request)
 
     async def _kill_all(self, number: int) -> None:
-        if not self.init.alive and not await self._pids():
+        if not self.init.alive and not await self.members.pids():
             raise NotFound(f"no process is left in container {self.facts.id}")
-        runtime = self._runtime.using(self._commands.spawn)
+        runtime = self.runtime.using(self.home.commands.spawn)
         await runtime.kill(self.facts.id, number, all=True)
 
     # -- its end
 
-    async def forget_exec(self, pid: int) -> Exit:
+    async def forget_exec(self, process: Process) -> Exit:
         """Delete of an exec: drain what it wrote, then forget it. Raises NotFound,
         FailedPrecondition while it lives."""
-        process = self.execs.find(pid)
-        if process.exit is None:
-            raise FailedPrecondition(f"cannot delete process {pid}: it is running; kill it first")
-        await process.stdio.drain(f"exec {pid} of container {self.facts.id}")
+        if process.alive:
+            raise FailedPrecondition(
+                f"cannot delete process {process.pid}: it is running; kill it first"
+            )
+        await process.stdio.drain(f"exec {process.pid} of container {self.facts.id}")
         self.execs.forget(process)
-        return process.exit
+        return process.exit or Exit(0, 0)
 
-    async def delete(self) -> Exit:
+    async def delete(self, answer: Callable[[Exit], None] = lambda _: None) -> Exit:
         """Kill what is left, deliver its output, free everything; how the init process ended.
 
-        May be repeated when it failed: each step accepts that it is done already. Raises
-        NotFound once it has succeeded: what is there then may be another container's.
+        `answer` is called with it before the last record goes. May be repeated when it failed:
+        each step accepts that it is done already. Raises NotFound once it has succeeded: what
+        is there then may be another container's.
         """
-        async with self._last_turn():
-            if self._deleted:
-                raise NotFound(f"container {self.facts.id} has been deleted")
-            await self._end_processes()
-            await self._drain()
-            runtime = self._runtime.using(self._commands.spawn)
-            with contextlib.suppress(NotFound):
-                await runtime.delete(self.facts.id)
-            await self._free()
-            self._deleted = True
-            assert self.init.exit is not None
-            return self.init.exit
+        return await ending.delete(self, answer)
 
-    @contextlib.asynccontextmanager
-    async def _last_turn(self) -> AsyncIterator[None]:
-        """The container's turn; a runtime command that keeps it is killed after KILL_LIMIT."""
-        turn = asyncio.ensure_future(self._turn.acquire())
-        await asyncio.wait((turn,), timeout=KILL_LIMIT)
-        if not turn.done():
-            _log.warning("container %s: killing a command that hangs", self.facts.id)
-            await self._commands.kill()
-        await turn
+    # -- after an earlier front
+
+    async def settle(self, held: Held) -> None:
+        """Take the state from the runtime after a command that an earlier front had begun.
+
+        The caller has taken the container's turn, and gives it back.
+        """
+        facts = self.facts
+        command = facts.intent["command"]
+        self.init.announced = command != Operation.START.value
+        spawn = await finish_command(facts.intent["spawn"], held)
+        succeeded = spawn is not None and (await spawn.wait()).status == 0
+        before = facts.status
         try:
-            yield
-        finally:
-            self._turn.release()
-
-    async def _drain(self) -> None:
-        """All at once: each takes its time where nobody reads."""
-        drains = [
-            process.stdio.drain(f"process {process.pid} of container {self.facts.id}")
-            for process in (*self.execs.all(), self.init)
-        ]
-        await asyncio.gather(*drains)
-
-    async def _free(self) -> None:
-        rootfs = Path(self.facts.bundle) / "rootfs"
-        unmount = partial(unmount_all, rootfs, self.facts.mounts)
-        await self._host.pool.run(f"unmount {rootfs}", FILE_LIMIT, unmount)
-        self._runtime.pid_file.unlink(missing_ok=True)
-        self._record.clear(deleted=self.facts.id)
-
-    async def _end_processes(self) -> None:
-        """SIGKILL until the kernel has none left."""
-        if self.init.alive and self.init.child is not None:
-            with contextlib.suppress(NotFound):
-                await self.init.child.signal(signal.SIGKILL)
-        if self.facts.status is Status.PAUSED:
-            with contextlib.suppress(ShimError):    # it may have died meanwhile; the wait tells
-                await self._runtime.using(self._commands.spawn).resume(self.facts.id)
-            self.facts.status = Status.RUNNING
-        try:
-            async with asyncio.timeout(KILL_LIMIT):
-                await self._wait_for_exits()
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"cannot delete container {self.facts.id}: its processes do not end, though "
-                f"killed {KILL_LIMIT:g} s ago; look for one that waits for a device or file system"
-            ) from error
-
-    async def _empty_cgroup(self) -> None:
-        while self.facts.cgroup and (pids := await self._pids()):
-            for pid in pids:
-                with contextlib.suppress(NotFound):
-                    await self._signal_stranger(pid, signal.SIGKILL)
-            await asyncio.sleep(LOOK_AGAIN)
-
-    async def _wait_for_exits(self) -> None:
-        """The init first: once it has ended no exec can begin."""
-        if self.init.child is not None:
-            await self.init.child.wait()
-        await self._commands.kill()
-        await self.execs.settle()
-        await self._empty_cgroup()
-        for process in self._alive():
-            if process.child is not None:
-                await process.child.wait()
+            found = await self.runtime.using(self.home.commands.spawn).state(facts.id)
+            now = _STATUS.get(str(found.get("status")), before)
+        except (NotFound, RuntimeFailed) as error:
+            _log.warning("container %s: its state is not known: %s", facts.id, error)
+            now = before
+        if spawn is not None:
+            spawn.release()
+        if _happened(command, now) or succeeded:
+            self._took_effect(now, _TELLS.get(command))
+        else:
+            facts.status, facts.intent = now, {}
+            self.save()
+        self.announce_init()
 
 
-def _arguments(pids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """The arguments of processes that the shim did not start; () for one that has ended.
+_TELLS = {
+    Operation.START.value: EventType.START,
+    Operation.PAUSE.value: EventType.PAUSED,
+    Operation.RESUME.value: EventType.RESUMED,
+}
 
-    Reading them waits for a process that holds its memory map's lock (proc_pid_cmdline(5)).
-    """
-    return {pid: _arguments_of(pid) for pid in pids}
+
+def _happened(command: str, now: Status) -> bool:
+    """Whether the state shows that the command has had its effect."""
+    if command == Operation.START.value:
+        return now is not Status.CREATED
+    return command == Operation.PAUSE.value and now is Status.PAUSED
 
 
-def _arguments_of(pid: int) -> tuple[str, ...]:
-    try:
-        text = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ()
-    return tuple(text.decode(errors="replace").rstrip("\0").split("\0"))
+def _check_signal(number: int) -> None:
+    if not 1 <= number <= signal.SIGRTMAX:
+        raise InvalidArgument(f"{number} is not a signal: 1 to {int(signal.SIGRTMAX)}")

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shim.cgroup import find
+from shim.cgroup import Cgroup, find
 from shim.errors import InvalidArgument, NotFound, ShimError
 from shim.keeper.client import Spawn
 from shim.keeper.command import Command
-from shim.model import CreateRequest, Event, EventType, Status
+from shim.metrics import locate
+from shim.model import CreateRequest, EventType, Launcher, Status
 from shim.mounts import mount_all, unmount_all
-from shim.runtime import Runtime, read_pid
-from shim.service.bundle import check_id, read_config
-from shim.service.commands import Commands
-from shim.service.container import FILE_LIMIT, Container
-from shim.service.host import Host
+from shim.runtime import Runtime, read_pid, runtime_environment
+from shim.service.bundle import check_id, has_private_pids, read_config
+from shim.service.container import Container
+from shim.service.host import FILE_LIMIT, Home
 from shim.service.launch import launch
 from shim.service.process import Process, ProcessSpec
-from shim.service.record import ContainerRecord, Facts
+from shim.service.record import Facts
 from shim.service.stdio import StdioBuilder
 
 # Seconds for a mount: a file system on a network may take its time, but not for ever.
@@ -32,18 +33,31 @@ _log = logging.getLogger(__name__)
 
 
 class Creation:
-    """One Create. What it has done so far is taken back when it fails."""
+    """One Create. What it has done so far is taken back when it fails.
+
+    `address`, `namespace` and `group` are those of Facts; `call` is the call that asked for it,
+    0 if it is none that may come twice.
+    """
 
     def __init__(
-        self, host: Host, record: ContainerRecord, commands: Commands, request: CreateRequest
+        self,
+        home: Home,
+        request: CreateRequest,
+        launcher: Launcher,
+        *,
+        address: str = "",
+        namespace: str = "",
+        group: int = 0,
+        call: int = 0,
     ) -> None:
-        self._host = host
-        self._record = record
-        self._commands = commands
+        self._home = home
+        self._host = home.host
         self._request = request
+        self._call = call
         self._bundle = Path(request.bundle)
+        launcher = replace(launcher, env=runtime_environment(launcher.env))
         self._facts = Facts(
-            request.id, request.bundle, request.runtime, request.no_pivot, mounts=0
+            request.id, request.bundle, request.options, launcher, address, namespace, group
         )
 
     async def run(self) -> Container:
@@ -56,10 +70,14 @@ class Creation:
         _check_images(self._request)
         read = partial(read_config, self._bundle)
         config = await self._host.pool.run(f"read {self._bundle}", FILE_LIMIT, read)
-        runtime = await self._find_runtime()
-        with StdioBuilder(self._host.keeper, self._host.pool, self._request.stdio) as builder:
-            spec = ProcessSpec.read(config.get("process"), self._request.stdio.terminal)
-            init = Process(self._host.keeper.new_id(), 0, spec, builder.stdio)
+        self._facts.private_pids = has_private_pids(config)
+        runtime = await self._home.runtime(self._facts, self._host.keeper.spawn)
+        stdio = self._request.stdio
+        # The service of 2017 shows the process; today's does not, and there are many.
+        shown = {} if self._facts.namespace else config.get("process")
+        with self._home.builder(self._facts, stdio) as builder:
+            spec = ProcessSpec.read(shown, stdio.terminal)
+            init = Process(self._host.keeper.new_id(), spec, stdio, builder.stdio)
             try:
                 return await self._create(runtime, builder, init)
             except BaseException:
@@ -70,40 +88,38 @@ class Creation:
     async def _take_back(self, runtime: Runtime) -> None:
         """Undo; what fails of it is logged, for the caller has to learn why Create failed."""
         try:
-            await undo(self._host, self._record, self._facts, runtime)
+            await undo(self._home, self._facts, runtime)
         except (ShimError, OSError) as error:
             _log.error("container %s is not wholly taken back: %s", self._facts.id, error)
 
-    async def _find_runtime(self) -> Runtime:
-        make = partial(
-            Runtime, self._request.runtime, self._bundle, self._host.keeper.spawn, self._host.env
-        )
-        return await self._host.pool.run("find the runtime", FILE_LIMIT, make)
-
     async def _create(self, runtime: Runtime, builder: StdioBuilder, init: Process) -> Container:
-        self._record.save(self._facts, init)
+        self._home.record.save(self._facts, init)
         descriptors = await builder.open()
         await self._mount(init)
         runtime.pid_file.unlink(missing_ok=True)
-        spawn = await launch(
-            builder, self._record.directory / "init.tty", self._command(runtime, descriptors, init)
-        )
+        console = self._home.record.directory / "init.tty"
+        spawn = await launch(builder, console, self._command(runtime, descriptors, init))
         try:
             init.pid = read_pid(runtime.pid_file)
             child = await self._host.keeper.track(init.pid, spawn, init.child_id)
-            cgroup = await self._host.pool.run("find the cgroup", FILE_LIMIT, find, init.pid)
-            self._facts.cgroup = cgroup.path if cgroup else ""
-            container = Container(self._host, self._record, self._facts, runtime, init)
+            await self._find_cgroup(init)
+            container = Container(self._home, self._facts, runtime, init)
             self._announce(container)
             container.adopt_init(child)
         finally:
             spawn.release()
         return container
 
+    async def _find_cgroup(self, init: Process) -> None:
+        cgroup, self._facts.cgroups = await self._host.pool.run(
+            "find the cgroup", FILE_LIMIT, _find_cgroups, init.pid
+        )
+        self._facts.cgroup = cgroup.path if cgroup else ""
+
     async def _mount(self, init: Process) -> None:
         """Mount the root file system. The record knows first: who finds it knows what to undo."""
         self._facts.mounts = len(self._request.rootfs)
-        self._record.save(self._facts, init)
+        self._home.record.save(self._facts, init)
         rootfs = self._bundle / "rootfs"
         what = f"mount the root file system on {rootfs}"
         undo_late = partial(unmount_all, rootfs)
@@ -123,24 +139,31 @@ class Creation:
             run = partial(bound.restore, request.id, Path(request.checkpoint), descriptors)
         else:
             run = partial(bound.create, request.id, descriptors)
-        return lambda console: run(console_socket=console, no_pivot=request.no_pivot)
+        return lambda console: run(console_socket=console)
 
     def _spawn_for(self, init: Process) -> Any:
         async def spawn(command: Command) -> Spawn:
             id = self._host.keeper.new_id()
-            self._facts.intent = {"command": "create", "spawn": id}
-            self._record.save(self._facts, init)
-            return await self._commands.spawn(command, id)
+            self._facts.intent = {"command": "create", "spawn": id, "request": self._call}
+            self._home.record.save(self._facts, init)
+            return await self._home.commands.spawn(command, id)
 
         return spawn
 
     def _announce(self, container: Container) -> None:
+        """Once it has been told that it is created, it is: `recovery` looks at what was told."""
         facts = self._facts
-        facts.created, facts.intent = True, {}
         facts.restored = bool(self._request.checkpoint)
         facts.status = Status.RUNNING if facts.restored else Status.CREATED
         container.init.announced = True
-        container.commit(Event(facts.id, EventType.CREATE, container.init.pid))
+        self._home.teller.describe(self._request)
+        container.save()
+        facts.created, facts.intent, facts.request = True, {}, self._call
+        container.commit(EventType.CREATE)
+
+
+def _find_cgroups(pid: int) -> tuple[Cgroup | None, dict[str, Any]]:
+    return find(pid), locate(pid)
 
 
 def _check_images(request: CreateRequest) -> None:
@@ -149,22 +172,22 @@ def _check_images(request: CreateRequest) -> None:
             raise InvalidArgument(f"the checkpoint {path!r} is not an absolute path")
 
 
-async def undo(
-    host: Host, record: ContainerRecord, facts: Facts, runtime: Runtime, killed: bool = False
-) -> None:
+async def undo(home: Home, facts: Facts, runtime: Runtime, killed: bool = False) -> None:
     """Take back a container that did not come to be: runtime state, mounts, files.
 
     killed: so may have been the runtime itself, with its own work half done.
     Accepts whatever is not there. Each step is tried whatever becomes of the others; then
     raises what the last failing one has raised.
     """
+    host = home.host
     rootfs = Path(facts.bundle) / "rootfs"
     unmount = partial(unmount_all, rootfs, facts.mounts)
     remove = partial(shutil.rmtree, runtime.work, ignore_errors=True)
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(record.clear)
+        stack.callback(home.record.clear)
         stack.callback(runtime.pid_file.unlink, missing_ok=True)
-        stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
+        if not runtime.work.is_symlink():  # containerd's own
+            stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
         stack.push_async_callback(host.pool.run, f"unmount {rootfs}", FILE_LIMIT, unmount)
         if facts.intent:
             stack.push_async_callback(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shim.keeper.client import Child
-from shim.model import Exit, ProcessInfo, Status, User
+from shim.keeper.client import Child, Held
+from shim.model import Exit, ProcessInfo, Status, Stdio, User
 from shim.service.stdio import ProcessStdio
 
 
@@ -58,46 +59,62 @@ def _number(value: object) -> int:
 
 
 class Process:
-    """A process that the keeper follows, or has followed to its end.
+    """A process that the keeper follows, has followed to its end, or will follow once started.
 
     `announced` guards the order of events: an exit that is learned before the process's own
-    start has been told waits until then.
+    start has been told waits until then. `over` is set when the exit has been told. `request`
+    is the call that has started it.
     """
 
     def __init__(
         self,
         child_id: int,
-        pid: int,
         spec: ProcessSpec,
-        stdio: ProcessStdio,
-        child: Child | None = None,
-        ended: Exit | None = None,
+        paths: Stdio,
+        stdio: ProcessStdio | None = None,
+        exec_id: str = "",
     ) -> None:
         self.child_id = child_id
-        self.pid = pid
         self.spec = spec
-        self.stdio = stdio
-        self.child = child
-        self.exit = ended
+        self.paths = paths
+        self.stdio = stdio or ProcessStdio({}, paths.terminal)
+        self.exec_id = exec_id
+        self.pid = 0
+        self.child: Child | None = None
+        self.exit: Exit | None = None
         self.announced = False
+        self.request = 0
+        self.over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     @property
     def alive(self) -> bool:
-        """Whether no exit has been learned."""
-        return self.exit is None
+        """Whether it has been started, and no exit has been learned."""
+        return self.pid != 0 and self.exit is None
+
+    def status(self, container: Status) -> Status:
+        """Its own state, in a container of that state."""
+        if self.exit is not None:
+            return Status.STOPPED
+        return container if self.pid else Status.CREATED
 
     def info(self, status: Status) -> ProcessInfo:
-        """As State reports it, being in a container of this status."""
+        """As the State of 2017 reports it, being in a container of this status."""
         return ProcessInfo(
             pid=self.pid,
-            status=status if self.exit is None else Status.STOPPED,
+            status=self.status(status),
             args=self.spec.args,
             env=self.spec.env,
             user=self.spec.user,
             cwd=self.spec.cwd,
             terminal=self.spec.terminal,
             exit_status=0 if self.exit is None else self.exit.status,
+            exec_id=self.exec_id,
         )
+
+    def end(self) -> None:
+        """Its exit has been told, or there will be none: whoever waits for it learns so."""
+        if not self.over.done():
+            self.over.set_result(self.exit or Exit(0, 0))
 
     def to_state(self) -> dict[str, Any]:
         """What a later front needs to know."""
@@ -105,24 +122,32 @@ class Process:
         return {
             "child": self.child_id,
             "pid": self.pid,
+            "exec_id": self.exec_id,
             "args": list(self.spec.args),
             "env": list(self.spec.env),
             "cwd": self.spec.cwd,
-            "terminal": self.spec.terminal,
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": [*user.additional_gids]},
+            "paths": asdict(self.paths),
             "streams": self.stdio.to_state(),
-            "exit": None if self.exit is None else [self.exit.status, self.exit.time],
+            "request": self.request,
+            "exit": [self.exit.status, self.exit.time] if self.exit and self.over.done() else None,
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], stdio: ProcessStdio) -> Process:
-        """The inverse of `to_state`, without its child. Raises KeyError for what is not one."""
-        process = cls(
-            state["child"],
-            state["pid"],
-            ProcessSpec.read(state, state["terminal"]),
-            stdio,
-            ended=None if state["exit"] is None else Exit(*state["exit"]),
-        )
+    def from_state(cls, state: Mapping[str, Any], held: Held) -> Process:
+        """The inverse of `to_state`, with what the keeper holds of its streams, without its child.
+
+        Raises KeyError or TypeError for what is not one.
+        """
+        paths = Stdio(**state["paths"])
+        stdio = ProcessStdio(state["streams"], paths.terminal)
+        stdio.adopt(held)
+        spec = ProcessSpec.read(state, paths.terminal)
+        process = cls(state["child"], spec, paths, stdio, state["exec_id"])
+        process.pid = state["pid"]
+        process.request = state["request"]
+        if state["exit"] is not None:
+            process.exit = Exit(*state["exit"])
+            process.end()
         process.announced = True
         return process

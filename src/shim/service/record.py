@@ -1,15 +1,13 @@
-"""What is known of one container and survives the front: its state files and its events."""
+"""What is known of one container and survives the front: its state files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shim.events import EventLog
-from shim.journal import Journal
-from shim.model import Status
+from shim.model import Launcher, RuntimeOptions, Status
 from shim.service.process import Process
 from shim.store import Store
 
@@ -23,44 +21,65 @@ _EXEC = "exec-"
 class Facts:
     """The container's own state. Until `created` it has to be taken back.
 
-    `intent` names the runtime's command that is under way, and the spawn it runs as; a front
-    that finds one has to learn how it ended.
+    `address` is containerd's own socket and `namespace` one of its namespaces, both empty for
+    the service of 2017; `group` is the listener whose client has created the container.
+    `intent` names the runtime's command that is under way, the spawn it runs as and the call
+    that asked for it: a front that finds one has to learn how it ended. `request` is the call
+    whose change was the last, so that it can be answered again.
     """
 
     id: str
     bundle: str
-    runtime: str
-    no_pivot: bool
-    mounts: int
+    options: RuntimeOptions
+    launcher: Launcher
+    address: str = ""
+    namespace: str = ""
+    group: int = 0
+    mounts: int = 0
     created: bool = False
     status: Status = Status.CREATED
     cgroup: str = ""
+    cgroups: dict[str, Any] = field(default_factory=dict)  # see shim.metrics.locate
+    oom: int = 0  # OOM kills that have been told
+    private_pids: bool = True
     restored: bool = False
+    deleting: bool = False
+    request: int = 0
     intent: dict[str, Any] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
         """All fields as JSON has them."""
-        return {**vars(self), "status": self.status.value}
+        return {
+            **vars(self),
+            "status": self.status.value,
+            "options": asdict(self.options),
+            "launcher": asdict(self.launcher),
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Facts:
-        """The inverse. Raises TypeError or ValueError for what is not one."""
-        return cls(**{**state, "status": Status(state["status"])})
+        """The inverse. Raises TypeError, KeyError or ValueError for what is not one."""
+        return cls(
+            **{
+                **state,
+                "status": Status(state["status"]),
+                "options": RuntimeOptions(**state["options"]),
+                "launcher": Launcher.from_state(state["launcher"]),
+            }
+        )
 
 
 class ContainerRecord:
     """The files of one container in a directory of its own.
 
     Each change is one file, replaced as a whole, so that any moment's death leaves it before or
-    after. An event is journalled before the state that follows from it: what dies between them
-    finds the event there, and does not tell it twice.
+    after. An event is told before the state that follows from it is written: what dies between
+    them finds that it was told, and does not tell it twice.
     """
 
     def __init__(self, directory: Path) -> None:
         self._store = Store(directory)
         self.directory = directory
-        self.journal = Journal(directory / "events")
-        self.events = EventLog(self.journal)
 
     def save(self, facts: Facts, init: Process | None = None) -> None:
         """Write the container's own state, with its init process."""
@@ -75,6 +94,10 @@ class ContainerRecord:
         """What the front of a dead keeper has written (see `shim.launch`), or None."""
         return self._store.read(ORPHAN)
 
+    def disown(self) -> None:
+        """The container was a dead keeper's: it is to be removed."""
+        (self.directory / f"{CONTAINER}.json").rename(self.directory / f"{ORPHAN}.json")
+
     def save_exec(self, process: Process, spawn: int = 0) -> None:
         """Write an exec's state; while the runtime starts it, `spawn` is the command's id."""
         state = {"spawn": spawn, "process": process.to_state()}
@@ -87,7 +110,12 @@ class ContainerRecord:
 
     def remove_exec(self, process: Process) -> None:
         """The exec is forgotten."""
+        self.spec_file(process).unlink(missing_ok=True)
         self._store.remove(f"{_EXEC}{process.child_id}")
+
+    def spec_file(self, process: Process) -> Path:
+        """Where an exec's OCI process is until it is started."""
+        return self.directory / f"{_EXEC}{process.child_id}.spec"
 
     def clear(self, deleted: str = "") -> None:
         """The container is gone; its undelivered events stay.
@@ -107,5 +135,4 @@ class ContainerRecord:
 
     def destroy(self) -> None:
         """Remove everything."""
-        self.journal.close()
         self._store.destroy()

@@ -18,20 +18,19 @@ from shim.errors import (
     ResourceExhausted,
     ShimError,
 )
-from shim.events import Subscription
+from shim.events import EventLog, Subscription
 from shim.model import (
     CheckpointRequest,
     ContainerState,
     CreateRequest,
     Exit,
+    Launcher,
     ProcessInfo,
     Stdio,
 )
-from shim.service.commands import Commands
 from shim.service.container import Container
 from shim.service.create import Creation
-from shim.service.host import Host
-from shim.service.record import ContainerRecord
+from shim.service.host import Home
 
 # What a window's size is given in: struct winsize, ioctl_tty(2).
 LARGEST_SIDE = 0xFFFF
@@ -47,20 +46,21 @@ class Shim:
 
     def __init__(
         self,
-        host: Host,
-        record: ContainerRecord,
+        home: Home,
+        launcher: Launcher,
+        events: EventLog,
         container: Container | None,
         removal: Coroutine[Any, Any, None],
     ) -> None:
-        self._host = host
-        self._record = record
+        self._home = home
+        self._launcher = launcher
+        self._events = events
         self._container = container
-        self._commands = Commands(host.keeper)
         self._creating = ""
         self._idle = asyncio.Event()  # no Create is under way
         self._idle.set()
         self._exiting = False
-        self._deleted = record.load_deleted()
+        self._deleted = home.record.load_deleted()
         self._removal = asyncio.ensure_future(removal)  # of what a dead keeper has left
         self.ended = asyncio.Event()
 
@@ -89,8 +89,7 @@ class Shim:
         self._idle.clear()
         try:
             await self._clear_away()
-            creation = Creation(self._host, self._record, self._commands, request)
-            self._container = await creation.run()
+            self._container = await Creation(self._home, request, self._launcher).run()
         except OSError as error:
             raise ResourceExhausted(f"cannot create {request.id}: {error}") from error
         finally:
@@ -116,8 +115,9 @@ class Shim:
     async def delete(self, pid: int) -> Exit:
         """Delete the container (pid 0 or its init's) or forget one ended exec."""
         container = self._current()
-        if container.find(pid) is not container.init:
-            return await container.forget_exec(pid)
+        process = container.find(pid)
+        if process is not container.init:
+            return await container.forget_exec(process)
         ended = await container.delete()
         self._deleted, self._container = container.facts.id, None
         return ended
@@ -167,7 +167,7 @@ class Shim:
 
     def events(self) -> Subscription:
         """A new reader of this container's events. The caller closes it."""
-        return self._record.events.subscribe()
+        return self._events.subscribe()
 
     async def exit(self) -> None:
         """Stop serving. A container that is still there is deleted first, so nothing is left.
@@ -190,5 +190,5 @@ class Shim:
         try:
             await asyncio.wait_for(self._idle.wait(), CREATE_LIMIT)
         except TimeoutError:
-            await self._commands.kill()
+            await self._home.commands.kill()
             await self._idle.wait()

@@ -15,6 +15,7 @@ class Operation(enum.Enum):
     EXEC = "exec in"
     PAUSE = "pause"
     RESUME = "resume"
+    UPDATE = "update"
     CHECKPOINT = "checkpoint"
 
 
@@ -23,6 +24,7 @@ _ALLOWED: dict[Operation, tuple[Status, ...]] = {
     Operation.EXEC: (Status.CREATED, Status.RUNNING),
     Operation.PAUSE: (Status.RUNNING,),
     Operation.RESUME: (Status.PAUSED,),
+    Operation.UPDATE: (Status.CREATED, Status.RUNNING, Status.PAUSED),
     Operation.CHECKPOINT: (Status.RUNNING, Status.PAUSED),
 }
 

@@ -1,0 +1,200 @@
+"""Calls over ttrpc: from a request that the keeper has taken to the response that it sends.
+
+The framing is the keeper's (contract: runtime-v2, ttrpc); here are the messages in it. A call may
+have been given to an earlier front: what a handler does for the same call twice has to be the
+same as for once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from shim._pb import ttrpc_pb2
+from shim.api.codes import number_of
+from shim.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    ShimError,
+    Unimplemented,
+)
+from shim.keeper.client import Incoming, KeeperClient
+
+# The longest message of ttrpc, less what a response adds to its payload.
+LARGEST = (4 << 20) - 64
+# Seconds after which a call that the front has survived so far is not what kills fronts.
+PROVEN = 0.5
+# What a call that met a defect of ours is answered with: gRPC INTERNAL.
+INTERNAL = 13
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Call:
+    """One call. `id` is the keeper's number of it, the same for each front that it is given to.
+
+    `listener` is the socket that it came by; `pid` the caller's. `descriptors` came with it;
+    they are closed when it is over, unless they are taken out of the list.
+    """
+
+    id: int
+    listener: int
+    pid: int = 0
+    descriptors: list[int] = field(default_factory=list)
+    answer: Callable[[Message], None] = lambda _: None
+    waits: Callable[[], None] = lambda: None
+
+
+Handler = Callable[[Call, Any], Awaitable[Message]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: the class of its requests, and what serves it.
+
+    `parks`: it only waits, so it ends with its caller and may be given to any number of fronts.
+    """
+
+    request: type[Message]
+    handler: Handler
+    parks: bool = False
+
+
+Services = Mapping[str, Mapping[str, Method]]
+
+
+class Calls:
+    """Serves what the keeper takes, and answers through it."""
+
+    def __init__(self, keeper: KeeperClient, services: Services) -> None:
+        self._keeper = keeper
+        self._services = services
+        self._serving: set[asyncio.Future[None]] = set()
+        self._parked: dict[int, asyncio.Task[Message]] = {}
+        keeper.on_request = self._take
+        keeper.on_cancelled = self._cancelled
+
+    def _take(self, incoming: Incoming) -> None:
+        serving = asyncio.ensure_future(self._serve(incoming))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    def _cancelled(self, id: int) -> None:
+        """The caller is gone. What has effects goes on to its end all the same."""
+        task = self._parked.get(id)
+        if task is not None:
+            task.cancel()
+
+    async def _serve(self, incoming: Incoming) -> None:
+        call = Call(incoming.id, incoming.listener, incoming.pid, list(incoming.descriptors))
+        answered = asyncio.Event()
+
+        def answer(message: Message) -> None:
+            if not answered.is_set():
+                answered.set()
+                self._keeper.respond(call.id, _success(message))
+
+        call.answer = answer
+        call.waits = lambda: self._keeper.replayable(call.id)
+        try:
+            request = ttrpc_pb2.Request.FromString(incoming.body)
+            method = self._method(request)
+            await self._run(call, method, request, incoming.time)
+        except DecodeError as error:
+            self._refuse(call, InvalidArgument(f"this is no ttrpc request: {error}"))
+        except ShimError as error:
+            if not answered.is_set():
+                self._refuse(call, error)
+        finally:
+            for descriptor in call.descriptors:
+                os.close(descriptor)
+
+    def _refuse(self, call: Call, error: ShimError) -> None:
+        _log.info("refused: %s", error)
+        self._keeper.respond(call.id, failure(number_of(error), str(error)))
+
+    def _method(self, request: ttrpc_pb2.Request) -> Method:
+        service = self._services.get(request.service)
+        if service is None:
+            raise Unimplemented(f"unknown service {request.service}")
+        method = service.get(request.method)
+        if method is None:
+            raise Unimplemented(f"method {request.method} of {request.service} is not there")
+        return method
+
+    async def _run(
+        self, call: Call, method: Method, request: ttrpc_pb2.Request, arrived: int
+    ) -> None:
+        message = _decode(method.request, request.payload)
+        task = asyncio.ensure_future(_awaited(method.handler(call, message)))
+        if method.parks:
+            self._parked[call.id] = task
+            task.add_done_callback(lambda _: self._parked.pop(call.id))
+        proven = asyncio.get_running_loop().call_later(PROVEN, call.waits)
+        await asyncio.wait((task,), timeout=_time_left(request.timeout_nano, arrived))
+        proven.cancel()
+        if not task.done():
+            if method.parks:
+                task.cancel()
+            task.add_done_callback(_note_failure)
+            raise DeadlineExceeded(f"{request.method}: the caller's deadline has passed")
+        if task.cancelled():
+            return  # nobody waits for the answer
+        error = task.exception()
+        if error is None:
+            call.answer(task.result())
+        elif isinstance(error, ShimError):
+            raise error
+        else:
+            _log.error("%s failed", request.method, exc_info=error)
+            self._keeper.respond(call.id, failure(INTERNAL, f"a defect in the shim: {error!r}"))
+
+
+async def _awaited(result: Awaitable[Message]) -> Message:
+    return await result
+
+
+def _note_failure(task: asyncio.Task[Message]) -> None:
+    """Nobody is left to take the outcome; a defect must show all the same."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, ShimError):
+        _log.error("a call failed after its deadline", exc_info=error)
+
+
+def _decode(cls: type[Message], payload: bytes) -> Message:
+    try:
+        return cls.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument(f"this is no {cls.DESCRIPTOR.name}: {error}") from error
+
+
+def _time_left(timeout: int, arrived: int) -> float | None:
+    """Seconds; deadlines count from a call's first arrival."""
+    if timeout <= 0:
+        return None
+    return max(0.0, (arrived + timeout - time.time_ns()) / 1e9)
+
+
+def _success(message: Message) -> bytes:
+    payload = message.SerializeToString()
+    if len(payload) > LARGEST:
+        text = f"the answer has {len(payload)} bytes, more than ttrpc carries"
+        return failure(number_of(ResourceExhausted("")), text)
+    if not payload:
+        return b""
+    return ttrpc_pb2.Response(payload=payload).SerializeToString()
+
+
+def failure(code: int, text: str) -> bytes:
+    """A ttrpc Response that says what went wrong; a client decodes no payload then."""
+    status = ttrpc_pb2.Status(code=code, message=text)
+    return ttrpc_pb2.Response(status=status).SerializeToString()

@@ -1,0 +1,272 @@
+"""The Host service, behind a pair's door: launchers' command lines, and the pair itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import shim
+from shim._pb.denseshim.host.v1 import host_pb2
+from shim.api.calls import Call, Method
+from shim.api.shims import Shims
+from shim.bootstrap import answer
+from shim.bootstrap.arguments import Action, Invocation, parse
+from shim.bootstrap.group import Scope, group_key, share, socket_path
+from shim.bootstrap.options import Options, decode
+from shim.bootstrap.stdin import Start, read_options, read_start
+from shim.errors import FailedPrecondition, InvalidArgument, RuntimeFailed, ShimError
+from shim.keeper.client import Held
+from shim.model import Launcher
+from shim.runtime import Runtime
+from shim.service.bundle import read_config, spec_annotations
+from shim.service.groups import Group, Groups, TakenElsewhere
+from shim.service.host import FILE_LIMIT, Host
+from shim.service.removal import remove_unknown
+from shim.service.tasks import Tasks
+
+SERVICE: Final = "denseshim.host.v1.Host"
+DEDICATED: Final = b"containerd-shim-dense"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a front serves, and where.
+
+    `serves` tells whether a container of that scope belongs here. `end` is set when the pair is
+    to end.
+    """
+
+    host: Host
+    directory: Path
+    groups: Groups
+    tasks: Tasks
+    shims: Shims
+    serves: Callable[[Scope], bool]
+    end: asyncio.Event
+
+    @property
+    def containers(self) -> int:
+        """How many there are, of either protocol."""
+        return len(self.tasks) + len(self.shims)
+
+
+class HostService:
+    """The methods of one pair's front."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._opening = asyncio.Lock()
+        self._features: dict[tuple[str, int], bytes] = {}
+
+    def methods(self) -> Mapping[str, Method]:
+        """By name."""
+        return {
+            "Launch": Method(host_pb2.LaunchRequest, self.launch),
+            "Stop": Method(host_pb2.StopRequest, self.stop),
+            "Status": Method(host_pb2.StatusRequest, self.status),
+        }
+
+    # -- launchers
+
+    async def launch(
+        self, call: Call, request: host_pb2.LaunchRequest
+    ) -> host_pb2.LaunchResponse:
+        """Do what a launcher's command line asks for."""
+        if call.descriptors:
+            return await self._join(call, request)
+        invocation = parse(request.argv)
+        if invocation.action is Action.START:
+            return await self._start(request, invocation)
+        if invocation.action is Action.DELETE:
+            return await self._delete(request, invocation)
+        if invocation.action is Action.INFO:
+            return await self._info(request)
+        text = f"containerd-shim-dense-v2 {shim.__version__}\n"
+        return host_pb2.LaunchResponse(stdout=text.encode())
+
+    async def _join(
+        self, call: Call, request: host_pb2.LaunchRequest
+    ) -> host_pb2.LaunchResponse:
+        """A shim of 2017: its socket comes along, and it is called by that from now on."""
+        own_socket = os.fsdecode(request.argv[1]) if len(request.argv) > 1 else ""
+        bundle = os.fsdecode(request.cwd)
+        await self._pair.shims.join(
+            bundle, call.descriptors[0], own_socket, _launcher(request), Held()
+        )
+        return host_pb2.LaunchResponse()
+
+    async def _start(
+        self, request: host_pb2.LaunchRequest, invocation: Invocation
+    ) -> host_pb2.LaunchResponse:
+        start = read_start(request.stdin, invocation.id, invocation.namespace)
+        options = decode(start.options)
+        bundle = Path(os.fsdecode(request.cwd))
+        env = _environment(request)
+        config = await self._pair.host.pool.run(
+            f"read {bundle}", FILE_LIMIT, partial(read_config, bundle)
+        )
+        scope = share(
+            options,
+            env,
+            address=invocation.address,
+            namespace=invocation.namespace,
+            id=invocation.id,
+            group=group_key(spec_annotations(config), invocation.id),
+            alone=_differs(request.oom_score_adj),
+        )
+        if not self._pair.serves(scope):
+            return host_pb2.LaunchResponse(apart=True)
+        path = await self._open(request, invocation, start, options, scope)
+        write = partial(_write_address, bundle, answer.address(path))
+        await self._pair.host.pool.run(f"write to {bundle}", FILE_LIMIT, write)
+        return host_pb2.LaunchResponse(
+            stdout=answer.started(path, start.params, options.task_api)
+        )
+
+    async def _open(
+        self,
+        request: host_pb2.LaunchRequest,
+        invocation: Invocation,
+        start: Start,
+        options: Options,
+        scope: Scope,
+    ) -> str:
+        """The path of the group's socket, which is there then."""
+        env = _environment(request)
+        directory = start.params.socket_dir if start.params else ""
+        arguments = (invocation.address, invocation.namespace, scope.group)
+        path = socket_path(*arguments, directory) if directory else socket_path(*arguments)
+        ttrpc = start.params.containerd_ttrpc_address if start.params else ""
+        ttrpc = (ttrpc or env.get("TTRPC_ADDRESS", "")).removeprefix("unix://")
+        if not ttrpc.startswith("/"):
+            raise InvalidArgument(f"TTRPC_ADDRESS {ttrpc!r} is no absolute path")
+        async with self._opening:
+            if self._pair.groups.at(path) is None:
+                group = Group(
+                    self._pair.host.keeper.new_id(),
+                    invocation.address,
+                    ttrpc,
+                    invocation.namespace,
+                    path,
+                    _launcher(request),
+                    options.task_api == "grpc",
+                )
+                try:
+                    await self._pair.groups.open(group)
+                except TakenElsewhere:
+                    return path
+        return path
+
+    async def _delete(
+        self, request: host_pb2.LaunchRequest, invocation: Invocation
+    ) -> host_pb2.LaunchResponse:
+        """Free whatever is left of a container; mostly there is nothing."""
+        cwd = Path(os.fsdecode(request.cwd))
+        bundle = Path(invocation.bundle) if invocation.bundle else cwd.parent / invocation.id
+        container = await self._pair.tasks.remove(
+            invocation.address, invocation.namespace, invocation.id
+        )
+        if container is not None:
+            pid = container.init.pid
+        else:
+            pid = await remove_unknown(
+                self._pair.host, bundle, invocation.namespace, invocation.id, _launcher(request)
+            )
+        await self._close_unused(invocation, bundle)
+        now = self._pair.host.now()
+        return host_pb2.LaunchResponse(stdout=answer.deleted(pid, answer.KILLED, now))
+
+    async def _close_unused(self, invocation: Invocation, bundle: Path) -> None:
+        """The group of a container that was started and never created has no use."""
+        read = partial(read_config, bundle)
+        try:
+            config = await self._pair.host.pool.run(f"read {bundle}", FILE_LIMIT, read)
+        except ShimError:
+            config = {}
+        key = group_key(spec_annotations(config), invocation.id)
+        group = self._pair.groups.at(socket_path(invocation.address, invocation.namespace, key))
+        if group is not None and not self._pair.tasks.uses(group):
+            await self._pair.groups.close(group)
+
+    async def _info(self, request: host_pb2.LaunchRequest) -> host_pb2.LaunchResponse:
+        options = read_options(request.stdin)
+        features = await self._features_of(decode(options), _launcher(request))
+        return host_pb2.LaunchResponse(stdout=answer.info(shim.__version__, options, features))
+
+    async def _features_of(self, options: Options, launcher: Launcher) -> bytes:
+        """What the runtime can do; asked once for each version of its file."""
+        host = self._pair.host
+        make = partial(
+            Runtime, options.runtime, self._pair.directory, host.keeper.spawn, launcher
+        )
+        runtime = await host.pool.run("find the runtime", FILE_LIMIT, make)
+        changed = await host.pool.run("look at the runtime", FILE_LIMIT, os.stat, runtime.program)
+        key = (runtime.program, changed.st_mtime_ns)
+        if key not in self._features:
+            try:
+                self._features[key] = await runtime.features()
+            except RuntimeFailed:
+                self._features[key] = b""  # it is older than the command
+        return self._features[key]
+
+    # -- the pair
+
+    async def stop(self, call: Call, request: host_pb2.StopRequest) -> host_pb2.StopResponse:
+        """End the pair; with force, after deleting every container."""
+        if self._pair.containers and not request.force:
+            raise FailedPrecondition(
+                f"{self._pair.containers} containers live here; delete them first, or use --force"
+            )
+        for container in list(self._pair.tasks):
+            facts = container.facts
+            await self._pair.tasks.remove(facts.address, facts.namespace, facts.id)
+        for one in self._pair.shims:
+            await one.exit()
+        call.answer(host_pb2.StopResponse())
+        self._pair.end.set()
+        return host_pb2.StopResponse()
+
+    async def status(
+        self, call: Call, request: host_pb2.StatusRequest
+    ) -> host_pb2.StatusResponse:
+        """What runs here."""
+        return host_pb2.StatusResponse(
+            version=shim.__version__,
+            keeper_pid=os.getppid(),
+            front_pid=os.getpid(),
+            containers=self._pair.containers,
+        )
+
+
+def _environment(request: host_pb2.LaunchRequest) -> dict[str, str]:
+    pairs = (os.fsdecode(entry).partition("=") for entry in request.env)
+    return {name: value for name, _, value in pairs}
+
+
+def _launcher(request: host_pb2.LaunchRequest) -> Launcher:
+    return Launcher(
+        env=_environment(request),
+        umask=request.umask,
+        limits={limit.resource: (limit.soft, limit.hard) for limit in request.limits},
+        cgroup=os.fsdecode(request.cgroup),
+    )
+
+
+def _differs(oom_score_adj: int) -> bool:
+    """Whether containerd is rated by the kernel in a way that its shims should not share.
+
+    A host is protected as far as its privileges go; containerd's shims by one less than itself.
+    """
+    return oom_score_adj > 0
+
+
+def _write_address(bundle: Path, address: str) -> None:
+    """As containerd 1.6 reads it when it starts again: a whole file or none."""
+    new = bundle / ".address"
+    new.write_text(address)
+    new.rename(bundle / "address")

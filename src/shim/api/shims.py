@@ -1,0 +1,163 @@
+"""The shims of 2017 that one front serves: each behind a socket of its own, over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from shim.api.server import make_server
+from shim.errors import FailedPrecondition
+from shim.events import EventLog
+from shim.journal import Journal
+from shim.keeper.client import Held
+from shim.keeper.records import Flag
+from shim.model import Launcher
+from shim.service.commands import Commands
+from shim.service.host import Home, Host
+from shim.service.record import ContainerRecord
+from shim.service.recovery import recover, remove_orphan
+from shim.service.shim import Shim
+from shim.service.teller import LogTeller
+from shim.store import Store
+
+# Seconds for calls under way when a shim ends: the answer to Exit among them.
+GRACE = 1.0
+# Seconds for a socket's file, which may be anywhere.
+REMOVE_LIMIT = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a shim is: its listener, its bundle, and its socket's file if that is its to remove."""
+
+    listener: int
+    bundle: str
+    own_socket: str
+    launcher: Launcher
+
+
+class ServedShim:
+    """A shim and the server that its callers reach through the keeper."""
+
+    def __init__(self, host: Host, directory: Path, place: Place) -> None:
+        self.place = place
+        self._host = host
+        self._record = ContainerRecord(directory)
+        self._journal = Journal(directory / "events")
+        self._events = EventLog(self._journal)
+        teller = LogTeller(self._events)
+        self._home = Home(host, self._record, teller, Commands(host.keeper))
+        self.shim: Shim
+        self._server: grpc.aio.Server
+
+    async def begin(self, held: Held) -> None:
+        """Go on with what is there, and serve. Raises CorruptState, OSError."""
+        found = await recover(self._home, held)
+        removal = found.removal if found and found.removal else remove_orphan(self._home)
+        container = found.container if found else None
+        self.shim = Shim(self._home, self.place.launcher, self._events, container, removal)
+        self._server = make_server(self.shim)
+        await serve_behind(
+            self._server, self._host, self._record.directory, self.place.listener
+        )
+
+    async def end(self) -> None:
+        """Answer what is under way, and leave nothing. The keeper's listener is the caller's."""
+        await self._server.stop(GRACE)
+        if self.place.own_socket:
+            path = Path(self.place.own_socket)
+            remove = partial(path.unlink, missing_ok=True)
+            await self._host.pool.run(f"remove {path}", REMOVE_LIMIT, remove)
+        self._journal.close()
+        self._record.destroy()
+
+
+async def serve_behind(
+    server: grpc.aio.Server, host: Host, directory: Path, listener: int
+) -> None:
+    """Start a gRPC server for a listener's callers, on a socket that only the keeper finds.
+
+    Once the keeper holds it, its file goes.
+    """
+    path = directory / "front.sock"
+    path.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    front = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        path.unlink()
+        await host.keeper.serve(listener, front)
+    finally:
+        os.close(front)
+
+
+class Shims:
+    """The shims of 2017 in a host: one for each bundle, until its client says Exit."""
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        self._host = host
+        self._directory = directory
+        self._store = Store(directory)
+        self._shims: dict[str, ServedShim] = {}
+
+    def __len__(self) -> int:
+        return len(self._shims)
+
+    def __iter__(self) -> Iterator[Shim]:
+        return iter([served.shim for served in self._shims.values()])
+
+    async def recover(self, held: Held) -> None:
+        """Go on with all that the keeper holds a listener of. Raises CorruptState, OSError."""
+        for key in self._store.names():
+            place = _place(self._store.read(key) or {})
+            if place.listener in held.listeners:
+                held.claimed.add(place.listener)
+                await self._begin(key, place, held)
+            else:
+                self._store.remove(key)
+
+    async def join(
+        self, bundle: str, socket: int, own_socket: str, launcher: Launcher, held: Held
+    ) -> None:
+        """Serve the bundle's shim on a listening socket (borrowed).
+
+        Raises FailedPrecondition when there is one, ResourceExhausted.
+        """
+        key = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:16]
+        if key in self._shims:
+            raise FailedPrecondition(f"a shim is alive on bundle {bundle}; call it, or kill it")
+        place = Place(self._host.keeper.new_id(), bundle, own_socket, launcher)
+        self._store.write(key, asdict(place))
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._store.remove, key)
+            await self._host.keeper.listen(place.listener, socket, Flag(0))
+            await self._begin(key, place, held)
+            stack.pop_all()
+
+    async def _begin(self, key: str, place: Place, held: Held) -> None:
+        served = ServedShim(self._host, self._directory / key, place)
+        self._shims[key] = served
+        await served.begin(held)
+        self._host.later(self._until_exit(key, served))
+
+    async def _until_exit(self, key: str, served: ServedShim) -> None:
+        await served.shim.ended.wait()
+        await self._host.keeper.unlisten(served.place.listener)
+        await served.end()
+        self._store.remove(key)
+        del self._shims[key]
+
+
+def _place(state: Mapping[str, Any]) -> Place:
+    return Place(**{**state, "launcher": Launcher.from_state(state["launcher"])})

@@ -1,0 +1,226 @@
+"""The containers of today's task service (contract: runtime-v2, Task service)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shim.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    ShimError,
+)
+from shim.keeper.client import Held
+from shim.model import CreateRequest, Exit, Status
+from shim.service.commands import Commands
+from shim.service.container import Container
+from shim.service.create import Creation
+from shim.service.ending import kill_child
+from shim.service.groups import Group, Groups
+from shim.service.host import Home, Host
+from shim.service.record import ContainerRecord, Facts
+from shim.service.recovery import recover, remove_orphan
+from shim.service.teller import Silence, Teller
+
+# Where containerd's runtimes keep their state, by namespace (contract: runtime-v2, 3.4).
+RUNTIME_ROOT = "/run/containerd/runc"
+# Containers of a dead keeper that are removed at once: each starts two runtime processes.
+REMOVALS = 4
+
+_log = logging.getLogger(__name__)
+Key = tuple[str, str, str]
+
+
+class Tasks:
+    """All containers of one front's groups.
+
+    `teller` makes what tells a container's events to the containerd of its group.
+    """
+
+    def __init__(
+        self, host: Host, groups: Groups, directory: Path, teller: Callable[[Group, str], Teller]
+    ) -> None:
+        self._host = host
+        self._groups = groups
+        self._directory = directory
+        self._teller = teller
+        self._containers: dict[Key, Container] = {}
+        # What is being created or removed; whoever wants the key waits.
+        self._busy: dict[Key, asyncio.Future[Any]] = {}
+        self._removals = asyncio.Semaphore(REMOVALS)
+
+    def __len__(self) -> int:
+        return len(self._containers) + len(self._busy)
+
+    def __iter__(self) -> Iterator[Container]:
+        return iter(self._containers.values())
+
+    def uses(self, group: Group) -> bool:
+        """Whether a container of this group is there."""
+        return any(container.facts.group == group.id for container in self)
+
+    # -- after an earlier front, or an earlier keeper
+
+    async def recover(self, held: Held) -> None:
+        """Go on with what is there; what has to be removed is, meanwhile. Raises CorruptState."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        for directory in sorted(self._directory.iterdir()):
+            record = ContainerRecord(directory)
+            if (orphan := record.load_orphan()) is not None:
+                home = Home(self._host, record, Silence(), Commands(self._host.keeper))
+                facts = Facts.from_state(orphan["facts"])
+                self._occupy(_key_of(facts), self._remove(home, remove_orphan(home)))
+            elif (state := record.load()) is not None:
+                await self._recover_one(record, Facts.from_state(state["facts"]), held)
+            else:
+                record.destroy()
+
+    async def _recover_one(self, record: ContainerRecord, facts: Facts, held: Held) -> None:
+        group = self._groups.get(facts.group)
+        teller = self._teller(group, facts.id) if group else Silence()
+        home = Home(self._host, record, teller, Commands(self._host.keeper))
+        found = await recover(home, held)
+        assert found is not None
+        key = _key_of(found.facts)
+        if found.removal is not None:
+            self._occupy(key, self._remove(home, found.removal))
+        if found.container is not None:
+            self._containers[key] = found.container
+            if found.facts.deleting:
+                self._host.later(self._finish_deleting(found.container))
+
+    def _occupy(self, key: Key, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+        """Nobody else may have the key until the work is done."""
+        task = self._busy[key] = asyncio.ensure_future(work)
+        task.add_done_callback(lambda _: self._busy.pop(key))
+        return task
+
+    async def _remove(self, home: Home, removal: Awaitable[None]) -> None:
+        """What fails stays in its directory, for the next front to try again."""
+        async with self._removals:
+            try:
+                await removal
+            except (ShimError, OSError) as error:
+                _log.error("%s: not removed: %s", home.record.directory, error)
+            else:
+                home.record.destroy()
+
+    async def _finish_deleting(self, container: Container) -> None:
+        """An earlier front had begun; its caller, if still there, joins in."""
+        with contextlib.suppress(NotFound):
+            try:
+                await self.delete(container)
+            except ShimError as error:
+                _log.error("container %s: not deleted: %s", container.facts.id, error)
+
+    # -- finding
+
+    def find(self, group: Group, id: str) -> Container:
+        """Raises NotFound."""
+        container = self._containers.get((group.address, group.namespace, id))
+        if container is None:
+            raise NotFound(f"container {id[:100]!r} not found")
+        return container
+
+    # -- life
+
+    async def create(self, group: Group, request: CreateRequest, call: int) -> Container:
+        """Create a container, for the call `call`, which may come again.
+
+        Raises AlreadyExists, ResourceExhausted and what Creation does.
+        """
+        key = (group.address, group.namespace, request.id)
+        await self._settled(key)
+        there = self._containers.get(key)
+        if there is not None and there.facts.deleting:
+            await self._gone(there)
+        elif there is not None and not call == there.facts.request != 0:
+            raise AlreadyExists(f"container {request.id} exists already")
+        elif there is not None:
+            return there
+        task = self._occupy(key, self._create(key, group, request, call))
+        container: Container = await asyncio.shield(task)
+        return container
+
+    async def _settled(self, key: Key) -> None:
+        """What an earlier front, or an earlier keeper, has left there is removed first."""
+        while key in self._busy:
+            await asyncio.wait((self._busy[key],))
+
+    async def _gone(self, container: Container) -> None:
+        await asyncio.wait((container.init.over,))
+        async with container.turn:
+            pass
+
+    async def _create(
+        self, key: Key, group: Group, request: CreateRequest, call: int
+    ) -> Container:
+        options = request.options
+        root = f"{options.root or RUNTIME_ROOT}/{group.namespace}"
+        request = replace(request, options=replace(options, root=root))
+        name = hashlib.sha256("\0".join(key).encode(errors="surrogateescape")).hexdigest()[:16]
+        record = ContainerRecord(self._directory / name)
+        teller = self._teller(group, request.id)
+        home = Home(self._host, record, teller, Commands(self._host.keeper))
+        creation = Creation(
+            home,
+            request,
+            group.launcher,
+            address=group.address,
+            namespace=group.namespace,
+            group=group.id,
+            call=call,
+        )
+        try:
+            container = await creation.run()
+        except OSError as error:
+            record.destroy()
+            raise ResourceExhausted(f"cannot create {request.id}: {error}") from error
+        except ShimError:
+            record.destroy()
+            raise
+        self._containers[key] = container
+        return container
+
+    async def delete(
+        self, container: Container, answer: Callable[[Exit], None] = lambda _: None
+    ) -> Exit:
+        """Delete a container that does not run; see `Container.delete`."""
+        if container.status in (Status.RUNNING, Status.PAUSED) and not container.facts.deleting:
+            raise FailedPrecondition("cannot delete a running process")
+        return await self._delete(container, answer)
+
+    async def _delete(self, container: Container, answer: Callable[[Exit], None]) -> Exit:
+        ended = await container.delete(answer)
+        container.home.record.destroy()
+        self._containers.pop(_key_of(container.facts), None)
+        return ended
+
+    async def remove(self, address: str, namespace: str, id: str) -> Container | None:
+        """Delete a container whatever its state, as a launcher's `delete` asks; None: it is gone.
+
+        Returns when nothing of it is left. Raises what `Container.delete` raises.
+        """
+        key = (address, namespace, id)
+        await self._settled(key)
+        container = self._containers.get(key)
+        if container is None:
+            return None
+        for process in container.alive():
+            if process.child is not None:
+                await kill_child(process.child)
+        with contextlib.suppress(NotFound):
+            await self._delete(container, lambda _: None)
+        return container
+
+
+def _key_of(facts: Facts) -> Key:
+    return facts.address, facts.namespace, facts.id
