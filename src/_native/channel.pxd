@@ -51,6 +51,16 @@ cdef inline void channel_detach(Channel *channel) noexcept nogil:
     channel.head = channel.tail = 0
 
 
+cdef inline bint channel_is_idle(Channel *channel) noexcept nogil:
+    """Whether there is a front and nothing waits to be sent to it."""
+    return channel.socket >= 0 and channel.tail == channel.head and not channel.overrun
+
+
+cdef inline void channel_wait(Channel *channel) noexcept nogil:
+    """Be told when the socket takes more: what could not be sent is kept elsewhere."""
+    channel_watch(channel, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT)
+
+
 cdef inline void channel_flush(Channel *channel) noexcept nogil:
     """Send what waits; the socket's writability is watched only while something does."""
     cdef Parcel parcel

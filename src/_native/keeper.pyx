@@ -2,8 +2,9 @@
 """The keeper: holds what the kernel would take away when a process dies.
 
 One epoll loop, without the GIL, on the main thread of `python -I -S`. It collects exits, relays
-bytes, accepts connections, has programs started by the spawner, and keeps a front running. It
-knows nothing of containers; it parses fixed-size records and nothing else from outside. Memory
+bytes, accepts connections, keeps requests until they are answered, has programs started by the
+spawner, and keeps a front running. It knows nothing of containers; it parses records and frames'
+headers, all of fixed size, and nothing else from outside. Memory
 is reserved at set-up, nothing is allocated for an event, nothing blocks, and no timer runs when
 nothing is pending.
 """
@@ -14,10 +15,11 @@ from blocks cimport POOL_SIZE, Pool, pool_open
 from channel cimport (Channel, channel_attach, channel_detach, channel_flush, channel_open,
                       channel_send)
 from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
+from connection cimport Ttrpc, ttrpc_open
 from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
 from linux cimport *
-from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_serve,
-                       listeners_close, listeners_pause)
+from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_remove,
+                       listener_serve, listeners_close, listeners_open, listeners_pause)
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
                      forget_serials, process_add, process_exited, process_free, reaper_open,
                      release, signal_process, spawn_started, track)
@@ -27,6 +29,8 @@ from spawner cimport CANNOT_EXECUTE, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
                      relay_add, relay_open)
 from table cimport NONE, arena, map_find
+from ttrpc cimport (ttrpc_begun, ttrpc_deliver, ttrpc_event, ttrpc_front_gone, ttrpc_is_quiet,
+                    ttrpc_replayable, ttrpc_respond, ttrpc_run, ttrpc_signalled)
 cimport wire
 from wire cimport MOST_INLINE, Record
 
@@ -38,6 +42,7 @@ cdef enum:
     CHANNEL_TAG = 11
     SPAWNER_TAG = 12
     LISTENER_TAG = 13
+    CONNECTION_TAG = 14
     EVENTS = 256
     FRONT_ID = 1                 # the front's own process; other ids are the front's to choose
     FIRST_LISTENER_ID = 2
@@ -64,6 +69,7 @@ cdef struct Keeper:
     Reaper reaper
     Channel channel
     Listeners listeners
+    Ttrpc ttrpc
     uint64_t now
     uint64_t front_due           # when to start a front; FOREVER: one runs
     uint64_t front_delay
@@ -190,6 +196,7 @@ cdef void front_gone(Keeper *k) noexcept nogil:
     """Hang up on its clients, and start the next: at once, unless it never served."""
     k.asked_since = k.pinged_at = 0
     channel_detach(&k.channel)
+    ttrpc_front_gone(&k.ttrpc)
     listeners_pause(&k.listeners)
     relay_drop_front(&k.relay)
     forget_serials(&k.reaper)
@@ -318,7 +325,9 @@ cdef void snapshot(Keeper *k) noexcept nogil:
         if k.relay.streams[i].id:
             describe_stream(&k.relay.streams[i], &record)
             channel_send(&k.channel, &record)
-    for i in range(k.listeners.count):
+    for i in range(k.listeners.used):
+        if k.listeners.all[i].id == 0:
+            continue
         memset(&record, 0, sizeof(record))
         record.kind = wire.LISTENER
         record.id = k.listeners.all[i].id
@@ -361,6 +370,19 @@ cdef int stop(Keeper *k) noexcept nogil:
     return 0
 
 
+cdef int listen(Keeper *k, Parcel *parcel) noexcept nogil:
+    if parcel.count != 1:
+        return EINVAL
+    return listener_add(&k.listeners, parcel.record.id, take(parcel, 0), parcel.record.flags)
+
+
+cdef int send_signal(Keeper *k, Record *asked) noexcept nogil:
+    cdef int error = signal_process(&k.reaper, asked.id, asked.number)
+    if not error:
+        ttrpc_signalled(&k.ttrpc, asked.owner)
+    return error
+
+
 cdef bint has_payload(uint32_t kind) noexcept nogil:
     return (kind == wire.BEGUN or kind == wire.RESPOND or kind == wire.DESTINATION
             or kind == wire.PUBLISH)
@@ -382,7 +404,7 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
     if kind == wire.TRACK:
         return track(&k.reaper, asked.id, asked.pid, asked.owner)
     if kind == wire.SIGNAL:
-        return signal_process(&k.reaper, asked.id, asked.number)
+        return send_signal(k, asked)
     if kind == wire.RELAY:
         return begin_relay(k, parcel)
     if kind == wire.UNHOLD:
@@ -397,6 +419,16 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return forget(k, asked.id)
     if kind == wire.STREAM:
         return relay_delivered(&k.relay, asked.id, &asked.bytes, &asked.number)
+    if kind == wire.LISTEN:
+        return listen(k, parcel)
+    if kind == wire.UNLISTEN:
+        return listener_remove(&k.listeners, asked.id)
+    if kind == wire.REPLAYABLE:
+        return ttrpc_replayable(&k.ttrpc, asked.id)
+    if kind == wire.BEGUN:
+        return ttrpc_begun(&k.ttrpc, parcel)
+    if kind == wire.RESPOND:
+        return ttrpc_respond(&k.ttrpc, parcel)
     if kind == wire.READY:
         return front_ready(k)
     if kind == wire.STOP:
@@ -472,7 +504,9 @@ cdef void on_event(Keeper *k, epoll_event *event) noexcept nogil:
         if event.events & EPOLLHUP:
             spawner_gone(k)
     elif tag == LISTENER_TAG:
-        listener_accept(&k.listeners, &k.relay, low)
+        listener_accept(&k.listeners, &k.relay, &k.ttrpc, low)
+    elif tag == CONNECTION_TAG:
+        ttrpc_event(&k.ttrpc, low, <uint32_t>(event.data.u64 >> 32 & 0xFFFFFF), event.events)
 
 
 cdef void note_traffic(Keeper *k) noexcept nogil:
@@ -482,6 +516,8 @@ cdef void note_traffic(Keeper *k) noexcept nogil:
     elif k.relay.asked:
         expect_answer(k)
     k.relay.asked = k.relay.answered = False
+    if k.front_served and ttrpc_deliver(&k.ttrpc):
+        expect_answer(k)
 
 
 cdef bint has_ended(Keeper *k) noexcept nogil:
@@ -494,7 +530,7 @@ cdef bint has_ended(Keeper *k) noexcept nogil:
     for slot in range(k.relay.used):
         if k.relay.streams[slot].party != NOBODY:
             return False
-    return True
+    return ttrpc_is_quiet(&k.ttrpc)
 
 
 cdef void loop(Keeper *k) noexcept nogil:
@@ -515,6 +551,7 @@ cdef void loop(Keeper *k) noexcept nogil:
             on_event(k, &events[i])
         relay_run(&k.relay)
         note_traffic(k)
+        ttrpc_run(&k.ttrpc)
         report_ends(k)
 
 
@@ -546,6 +583,11 @@ cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept n
         return False
     if not relay_open(&k.relay, k.epoll, most, pipe_budget):
         return False
+    if not listeners_open(&k.listeners, k.epoll, LISTENER_TAG, most, <int>most - RESERVED):
+        return False
+    if not ttrpc_open(&k.ttrpc, k.epoll, CONNECTION_TAG, most, <int>most - RESERVED, &k.pool,
+                      &k.channel):
+        return False
     return channel_open(&k.channel, k.epoll, CHANNEL_TAG, 2 * most + 1024)
 
 
@@ -562,9 +604,7 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget) noexcept nogil:
     files = k.files
     files.rlim_cur = files.rlim_max
     most = <uint32_t>min(files.rlim_max, <rlim_t>MOST_SLOTS)
-    k.listeners.highest = <int>most - RESERVED
-    k.listeners.tag = LISTENER_TAG
-    k.epoll = k.listeners.epoll = epoll_create1(EPOLL_CLOEXEC)
+    k.epoll = epoll_create1(EPOLL_CLOEXEC)
     if k.epoll < 0 or not open_tables(k, most, pipe_budget):
         return -1
     if open_signals(k) < 0 or start_spawner(k) < 0:

@@ -207,7 +207,7 @@ cdef extern from * nogil:
     size_t CMSG_SPACE(size_t length)
     size_t CMSG_LEN(size_t length)
     int AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET
-    int SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_TRUNC, MSG_NOSIGNAL
+    int SO_ACCEPTCONN, SO_DOMAIN, SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_TRUNC, MSG_NOSIGNAL
     int MSG_CMSG_CLOEXEC, SHUT_RD, SHUT_WR
 
     # sys/resource.h, sys/prctl.h
