@@ -11,7 +11,7 @@ from blocks cimport (Chain, Pool, blocks_for, blocks_left, chain_append, chain_d
 from channel cimport Channel, channel_send
 from clock cimport realtime
 from fds cimport drop
-from framing cimport (HEADER_SIZE, MOST_MESSAGE, RESOURCE_EXHAUSTED, STATUS_ROOM, Framing,
+from framing cimport (HEADER_SIZE, IN_BODY, MOST_MESSAGE, RESOURCE_EXHAUSTED, STATUS_ROOM, Framing,
                       is_between, response_header, status_response)
 from linux cimport *
 from table cimport NONE, arena
@@ -276,7 +276,7 @@ cdef inline bint may_read(Ttrpc *t, Connection *c) noexcept nogil:
         if c.open >= MOST_OPEN or c.bytes >= MOST_BYTES or c.output.size > MOST_OUTPUT:
             return False
         room = has_request_slot(t)
-    elif not c.admitted:
+    elif c.framing.state == IN_BODY and not c.admitted:
         wanted = blocks_for(c.framing.left)
         room = wanted + RESERVE + t.promised <= blocks_left(t.pool)
         if room:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from shim.keeper.records import Flag
 from tests.native import harness
+from tests.native.frames import Host, listening
 from tests.native.harness import Front, Keeper
 from tests.native.support import build_program
 
@@ -22,6 +27,18 @@ def keeper() -> Iterator[Keeper]:
 def front(keeper: Keeper) -> Front:
     """The keeper's first front: the test."""
     return keeper.front
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A keeper that callers can speak ttrpc to; its front does not serve yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with listening(Path(folder, "group")) as group, listening(Path(folder, "door")) as door:
+            with harness.keeper(
+                (group.fileno(), Flag.FRAMES), (door.fileno(), Flag.FRAMES | Flag.DOOR)
+            ) as made:
+                yield Host(made, Path(folder))
 
 
 @pytest.fixture(scope="session")

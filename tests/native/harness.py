@@ -50,8 +50,8 @@ PATIENCE = 20.0
 class Front:
     """The channel of one generation of the keeper's front, as a blocking peer.
 
-    Reports that come while something else is waited for are kept in `reports`; those that have a
-    payload or descriptors in `packets`, too.
+    What comes while something else is waited for is kept: reports in `reports`, ttrpc requests
+    in `packets`.
     """
 
     def __init__(self, link: socket.socket, channel: socket.socket) -> None:
@@ -70,13 +70,29 @@ class Front:
         self._link.close()
 
     def receive(self) -> Record:
-        """The next record. ConnectionResetError: the channel's end."""
+        """The next record that is no ttrpc request. ConnectionResetError: the channel's end."""
+        while (packet := self._next()).record.kind == Kind.REQUEST:
+            self.packets.append(packet)
+        return packet.record
+
+    def _next(self) -> Packet:
         packet = receive(self.channel, self._room)
         if packet is None:
             raise ConnectionResetError("the keeper has closed the channel")
-        if packet.record.kind == Kind.REQUEST:
-            self.packets.append(packet)
-        return packet.record
+        return packet
+
+    def request(self) -> Packet:
+        """The next ttrpc request, come or to come."""
+        while not self.packets:
+            packet = self._next()
+            if packet.record.kind == Kind.REQUEST:
+                return packet
+            self.reports.append(packet.record)
+        return self.packets.pop(0)
+
+    def respond(self, id: int, body: bytes = b"") -> int:
+        """Answer a ttrpc request; the errno."""
+        return self.ask(Kind.RESPOND, id=id, payload=body).error
 
     def tell(self, record: Record, *descriptors: int, payload: bytes = b"") -> None:
         send(self.channel, record, payload, descriptors)
@@ -196,6 +212,14 @@ class Keeper:
         link, _ = self._rendezvous.accept()
         _, descriptors, _, _ = socket.recv_fds(link, 16, 4)
         return Front(link, socket.socket(fileno=descriptors[0]))
+
+    def replace_front(self, serves: bool = True) -> Front:
+        """Let the present front die, and wait for the next one; it says READY if it serves."""
+        self.front.close()
+        self.front = self.next_front()
+        if serves:
+            assert self.front.ask(Kind.READY).error == 0
+        return self.front
 
     def stop(self) -> None:
         """Ask it to end, and see that it does."""
