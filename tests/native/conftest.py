@@ -34,11 +34,14 @@ def host() -> Iterator[Host]:
     """A keeper that callers can speak ttrpc to; its front does not serve yet."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        with listening(Path(folder, "group")) as group, listening(Path(folder, "door")) as door:
-            with harness.keeper(
+        with (
+            listening(Path(folder, "group")) as group,
+            listening(Path(folder, "door")) as door,
+            harness.keeper(
                 (group.fileno(), Flag.FRAMES), (door.fileno(), Flag.FRAMES | Flag.DOOR)
-            ) as made:
-                yield Host(made, Path(folder))
+            ) as made,
+        ):
+            yield Host(made, Path(folder))
 
 
 @pytest.fixture(scope="session")

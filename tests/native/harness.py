@@ -71,7 +71,7 @@ class Front:
 
     def receive(self) -> Record:
         """The next record that is no ttrpc request. ConnectionResetError: the channel's end."""
-        while (packet := self._next()).record.kind == Kind.REQUEST:
+        while _is_request(packet := self._next()):
             self.packets.append(packet)
         return packet.record
 
@@ -85,7 +85,7 @@ class Front:
         """The next ttrpc request, come or to come."""
         while not self.packets:
             packet = self._next()
-            if packet.record.kind == Kind.REQUEST:
+            if _is_request(packet):
                 return packet
             self.reports.append(packet.record)
         return self.packets.pop(0)
@@ -168,6 +168,10 @@ class Front:
         hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         assert self.relay(id, source, sink, hold, Flag.INPUT).error == 0
         return inner
+
+
+def _is_request(packet: Packet) -> bool:
+    return packet.record.kind == Kind.REQUEST and packet.record.serial == 0
 
 
 def keeper_environment() -> dict[str, str]:

@@ -325,7 +325,7 @@ def test_random_heads(shared: Keeper) -> None:
 
 # ---- garbage
 
-KINDS = [kind for kind in range(30) if kind != Kind.STOP]
+KINDS = [kind for kind in range(45) if kind not in (Kind.STOP, Kind.UPGRADE)]
 
 
 def random_record(chance: random.Random, serial: int) -> Record:

@@ -232,8 +232,11 @@ def test_random_bytes(host: Host) -> None:
     front = host.ready()
     chance = random.Random(3)
     with host.call() as witness:
+        witness.send(request(1))
+        assert front.respond(front.request().record.id) == 0
+        assert witness.receive() == Frame(1, b"")
         before = host.keeper.descriptors()
-        for round in range(200):
+        for round in range(1, 200):
             with host.call(door=round % 2 == 0) as caller:
                 data = bytearray(chance.randbytes(chance.randrange(1, 3000)))
                 for place in range(0, len(data) - HEADER.size, 40):
@@ -408,7 +411,7 @@ def test_descriptors_elsewhere(host: Host) -> None:
         front.request()
         before = host.keeper.descriptors()
         caller.pass_on(request(3, b"with"), passed)
-        record, payload, found = front.request()
+        _, payload, found = front.request()
         assert (payload, found) == (b"with", [])
         assert host.keeper.descriptors() == before
     close_some(passed)
