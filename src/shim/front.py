@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ async def serve_pair(directory: Path, apart: bool) -> None:
     await tasks.recover(held)
     shims = Shims(host, directory / "shims")
     await shims.recover(held)
-    serves = _serves_apart(directory) if apart else _serves_host
-    pair = Pair(host, directory, groups, tasks, shims, serves, asyncio.Event())
+    serves, elsewhere = _apart(directory) if apart else (_serves_host, _is_elsewhere)
+    pair = Pair(host, directory, groups, tasks, shims, serves, elsewhere, asyncio.Event())
     task_service = TaskService(tasks, groups)
     servers = TaskServers(host, directory / "groups", task_service)
     await servers.follow(groups)
@@ -136,8 +137,15 @@ def _serves_host(scope: Scope) -> bool:
     return scope.kind is Kind.HOST
 
 
-def _serves_apart(directory: Path) -> Any:
-    return lambda scope: scope.key and pairs.apart_directory(scope.key) == directory
+def _is_elsewhere(keys: Iterable[str]) -> bool:
+    return any(pairs.apart_directory(key).exists() for key in keys)
+
+
+def _apart(directory: Path) -> tuple[Callable[[Scope], bool], Callable[[Iterable[str]], bool]]:
+    def serves(scope: Scope) -> bool:
+        return scope.kind is not Kind.HOST and pairs.apart_directory(scope.key) == directory
+
+    return serves, lambda keys: False
 
 
 async def _end_empty(pair: Pair, apart: bool) -> None:

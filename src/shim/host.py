@@ -20,6 +20,7 @@ from shim import pair
 from shim.detach import READY, CannotStart
 from shim.keeper.records import Flag
 from shim.keeper.start import become_keeper
+from shim.orphans import disown
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUP: Final = "denseshim"
@@ -94,6 +95,7 @@ def run(
     # From here on there is state to remove: a SIGTERM waits, over execve(2), for the keeper.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pair.take_lock(directory, _PATIENCE_S)
+    disown(directory)
     door = _listen(directory / pair.DOOR)
     _detach_stdin()
     if ready is not None:

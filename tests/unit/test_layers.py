@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "door": {"_pb", "errors"},
     "detach": set(),
     "pair": {"detach"},
-    "host": {"detach", "keeper", "pair"},
+    "host": {"detach", "keeper", "orphans", "pair"},
     "launching": {"shim", "_pb", "bootstrap", "detach", "door", "errors", "pair"},
     "launcher": {"launching"},
     "client": BASE | {"_pb", "api"},

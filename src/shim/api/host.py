@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,10 @@ from shim.api.calls import Call, Method
 from shim.api.shims import Shims
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
-from shim.bootstrap.group import Scope, group_key, share, socket_path
+from shim.bootstrap.group import Scope, apart_keys, group_key, share, socket_path
 from shim.bootstrap.options import Options, decode
 from shim.bootstrap.stdin import Start, read_options, read_start
-from shim.errors import FailedPrecondition, InvalidArgument, RuntimeFailed, ShimError
+from shim.errors import FailedPrecondition, RuntimeFailed, ShimError, Unavailable
 from shim.keeper.client import Held
 from shim.model import Launcher
 from shim.runtime import Runtime
@@ -30,15 +31,14 @@ from shim.service.removal import remove_unknown
 from shim.service.tasks import Tasks
 
 SERVICE: Final = "denseshim.host.v1.Host"
-DEDICATED: Final = b"containerd-shim-dense"
 
 
 @dataclass(frozen=True)
 class Pair:
     """What a front serves, and where.
 
-    `serves` tells whether a container of that scope belongs here. `end` is set when the pair is
-    to end.
+    `serves` tells whether a container of that scope belongs here; `is_elsewhere` whether a pair
+    apart of one of those keys is, or was, there. `end` is set when the pair is to end.
     """
 
     host: Host
@@ -47,6 +47,7 @@ class Pair:
     tasks: Tasks
     shims: Shims
     serves: Callable[[Scope], bool]
+    is_elsewhere: Callable[[Iterable[str]], bool]
     end: asyncio.Event
 
     @property
@@ -143,8 +144,7 @@ class HostService:
         path = socket_path(*arguments, directory) if directory else socket_path(*arguments)
         ttrpc = start.params.containerd_ttrpc_address if start.params else ""
         ttrpc = (ttrpc or env.get("TTRPC_ADDRESS", "")).removeprefix("unix://")
-        if not ttrpc.startswith("/"):
-            raise InvalidArgument(f"TTRPC_ADDRESS {ttrpc!r} is no absolute path")
+        _check_containerd(ttrpc)
         async with self._opening:
             if self._pair.groups.at(path) is None:
                 group = Group(
@@ -171,25 +171,33 @@ class HostService:
         container = await self._pair.tasks.remove(
             invocation.address, invocation.namespace, invocation.id
         )
+        key = await self._group_key(bundle, invocation.id)
         if container is not None:
             pid = container.init.pid
+        elif self._pair.is_elsewhere(
+            apart_keys(invocation.address, invocation.namespace, invocation.id, key)
+        ):
+            return host_pb2.LaunchResponse(apart=True)
         else:
             pid = await remove_unknown(
                 self._pair.host, bundle, invocation.namespace, invocation.id, _launcher(request)
             )
-        await self._close_unused(invocation, bundle)
+        await self._close_unused(socket_path(invocation.address, invocation.namespace, key))
         now = self._pair.host.now()
         return host_pb2.LaunchResponse(stdout=answer.deleted(pid, answer.KILLED, now))
 
-    async def _close_unused(self, invocation: Invocation, bundle: Path) -> None:
-        """The group of a container that was started and never created has no use."""
+    async def _group_key(self, bundle: Path, id: str) -> str:
+        """Of a container whose bundle may be gone."""
         read = partial(read_config, bundle)
         try:
             config = await self._pair.host.pool.run(f"read {bundle}", FILE_LIMIT, read)
         except ShimError:
-            config = {}
-        key = group_key(spec_annotations(config), invocation.id)
-        group = self._pair.groups.at(socket_path(invocation.address, invocation.namespace, key))
+            return id
+        return group_key(spec_annotations(config), id)
+
+    async def _close_unused(self, path: str) -> None:
+        """The group of a container that was started and never created has no use."""
+        group = self._pair.groups.at(path)
         if group is not None and not self._pair.tasks.uses(group):
             await self._pair.groups.close(group)
 
@@ -255,6 +263,18 @@ def _launcher(request: host_pb2.LaunchRequest) -> Launcher:
         limits={limit.resource: (limit.soft, limit.hard) for limit in request.limits},
         cgroup=os.fsdecode(request.cgroup),
     )
+
+
+def _check_containerd(address: str) -> None:
+    """Nothing is to be made for a containerd that nobody can send events to."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except BlockingIOError:
+            return  # it has much to do
+        except OSError as error:
+            raise Unavailable(f"TTRPC_ADDRESS {address!r} cannot be reached: {error}") from error
 
 
 def _differs(oom_score_adj: int) -> bool:
