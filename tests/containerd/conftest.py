@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ def containerd(
         try:
             assert daemon.run("true").returncode == 0
             yield daemon
+            daemon.remove_all()
         finally:
             daemon.stop()
             end_shims(daemon)
@@ -59,7 +61,11 @@ def containerd(
 
 def end_shims(daemon: Containerd) -> None:
     """Wait until no shim runs any more: without containers none has a reason to."""
-    until(lambda: not daemon.shims(), "the shims end")
+    try:
+        until(lambda: not daemon.shims(), "the shims end")
+    finally:
+        for pid in daemon.shims():
+            os.kill(pid, signal.SIGKILL)
 
 
 def remove_cgroups(name: str) -> None:

@@ -37,6 +37,12 @@ disabled_plugins = [
 Result = subprocess.CompletedProcess[bytes]
 
 
+def finish(line: Sequence[str]) -> Result:
+    """Run a program without input to its end, whatever its status."""
+    null = subprocess.DEVNULL
+    return subprocess.run(line, stdin=null, capture_output=True, timeout=PATIENCE)
+
+
 class Containerd(Daemon):
     """containerd; all containers are in one namespace."""
 
@@ -62,9 +68,9 @@ class Containerd(Daemon):
         address = ["--address", str(self.address), "--namespace", NAMESPACE]
         return self.machine.inside("ctr", *address, *args)
 
-    def ctr(self, *args: str, input: bytes = b"", limit: float = PATIENCE) -> Result:
-        """Run ctr to its end, whatever its status; `input` is its whole standard input."""
-        return subprocess.run(self.line(*args), input=input, capture_output=True, timeout=limit)
+    def ctr(self, *args: str) -> Result:
+        """Run ctr to its end, whatever its status."""
+        return finish(self.line(*args))
 
     def do(self, *args: str) -> bytes:
         """What ctr prints; it must succeed."""
@@ -77,12 +83,10 @@ class Containerd(Daemon):
         fixed = ["--runtime", RUNTIME, "--env", "PATH=/bin", "--rootfs", *options]
         return self.line("run", *fixed, str(self.rootfs.path), id, *command)
 
-    def run(
-        self, *command: str, options: Sequence[str] = (), input: bytes = b"", id: str = ""
-    ) -> Result:
+    def run(self, *command: str, options: Sequence[str] = (), id: str = "") -> Result:
         """Run a container to its end, and remove it."""
         line = self.run_line(id or new_id(), *command, options=["--rm", *options])
-        return subprocess.run(line, input=input, capture_output=True, timeout=PATIENCE)
+        return finish(line)
 
     def start_container(
         self, *command: str, options: Sequence[str] = ("--null-io",), id: str = ""
@@ -90,14 +94,12 @@ class Containerd(Daemon):
         """A container in the background."""
         container = Container(self, id or new_id())
         line = self.run_line(container.id, *command, options=["--detach", *options])
-        done = subprocess.run(line, capture_output=True, timeout=2 * PATIENCE)
+        done = finish(line)
         assert done.returncode == 0, done.stderr.decode()
         return container
 
     @contextlib.contextmanager
-    def living(
-        self, *command: str, options: Sequence[str] = ("--null-io",)
-    ) -> Iterator[Container]:
+    def living(self, *command: str, options: Sequence[str] = ("--null-io",)) -> Iterator[Container]:
         """A container in the background, which is gone after the block."""
         container = self.start_container(*(command or ("sleep", "1000")), options=options)
         try:
@@ -128,6 +130,17 @@ class Containerd(Daemon):
         others = ("containerd ", "dockerd ", "ctr ")
         found = self.machine.processes()
         return {pid: line for pid, line in found.items() if not line.startswith(others)}
+
+    def remove_all(self) -> None:
+        """Remove the containers that a failed test has left."""
+        for id in self.states():
+            self.ctr("tasks", "rm", "--force", id)
+        for id in self.ids():
+            self.ctr("containers", "rm", id)
+
+    def ids(self) -> set[str]:
+        """The ids of all containers."""
+        return set(self.do("containers", "ls", "--quiet").decode().split())
 
     def sockets(self) -> set[str]:
         """The names of the shims' sockets."""
@@ -162,12 +175,9 @@ class Container:
         fixed = ["--exec-id", id or new_id(), *options]
         return self.daemon.line("tasks", "exec", *fixed, self.id, *command)
 
-    def exec(
-        self, *command: str, id: str = "", options: Sequence[str] = (), input: bytes = b""
-    ) -> Result:
+    def exec(self, *command: str, id: str = "", options: Sequence[str] = ()) -> Result:
         """Run a process in the container; to its end without --detach."""
-        line = self.exec_line(*command, id=id, options=options)
-        return subprocess.run(line, input=input, capture_output=True, timeout=PATIENCE)
+        return finish(self.exec_line(*command, id=id, options=options))
 
     def exec_on_terminal(self, *command: str) -> Terminal:
         """Run a process in the container on a terminal."""
@@ -187,6 +197,7 @@ class Container:
         return dict(json.loads(found))
 
     def remove(self) -> None:
-        """Kill and delete it."""
-        self.daemon.do("tasks", "rm", "--force", self.id)
+        """Kill and delete it; `ctr tasks attach` deletes the task itself."""
+        if self.status:
+            self.daemon.do("tasks", "rm", "--force", self.id)
         self.daemon.do("containers", "rm", self.id)

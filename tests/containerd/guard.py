@@ -36,7 +36,7 @@ def _kinds(daemon: Containerd) -> dict[str, Callable[[], set[str]]]:
         ),
         "the product's state": lambda: machine.files("/run/denseshim", 3),
         "tasks": lambda: set(daemon.states()),
-        "containers": lambda: set(daemon.do("containers", "ls", "--quiet").decode().split()),
+        "containers": daemon.ids,
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,6 +39,29 @@ def until(condition: Callable[[], _T], what: str, limit: float = PATIENCE) -> _T
         assert time.monotonic() < end, f"not within {limit} s: {what}"
         time.sleep(0.005)
     return value
+
+
+@contextlib.contextmanager
+def client(line: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running program with pipes to its standard input and output; it ends with the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, bufsize=0) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def feed(line: Sequence[str], text: bytes) -> tuple[int, bytes]:
+    """Run a program to its end that prints "ready" before it reads `text`: its status and output.
+
+    ctr does not close the container's input when its own ends before the container is made.
+    """
+    with client(line) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        output, _ = running.communicate(text, PATIENCE)
+        return running.returncode, output
 
 
 def is_alive(pid: int) -> bool:

@@ -6,9 +6,11 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -23,6 +25,7 @@ class Terminal:
         self._unread = b""
         try:
             self.resize(rows, columns)
+            _translate_nothing(slave)
             self._process = subprocess.Popen(
                 ["setsid", "--ctty", *command], stdin=slave, stdout=slave, stderr=slave
             )
@@ -40,6 +43,18 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         """Give the terminal a size; its foreground processes get SIGWINCH."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def resize_until(self, rows: int, columns: int, text: bytes) -> None:
+        """Give it a size until `text` is shown: ctr misses a SIGWINCH that comes too early."""
+        self.resize(rows, columns)
+        end = time.monotonic() + PATIENCE
+        while text not in self._unread:
+            assert time.monotonic() < end, f"{text!r} is not shown: {self._unread[-500:]!r}"
+            if select.select([self._master], [], [], 0.05)[0]:
+                self._unread += self._read()
+            else:
+                self._process.send_signal(signal.SIGWINCH)
+        self.until(text)
 
     def write(self, data: bytes) -> None:
         """Type `data`, which must be short."""
@@ -78,3 +93,10 @@ class Terminal:
     def wait(self) -> int:
         """The program's exit status."""
         return self._process.wait(PATIENCE)
+
+
+def _translate_nothing(terminal: int) -> None:
+    """Show the bytes as they are written; clients keep this when they make a terminal raw."""
+    settings = termios.tcgetattr(terminal)
+    settings[1] &= ~termios.ONLCR
+    termios.tcsetattr(terminal, termios.TCSANOW, settings)
