@@ -12,10 +12,21 @@ ffibuilder = FFI()
 ffibuilder.set_source(
     "shim._sys",
     """
+    #include <linux/loop.h>
+    #include <linux/openat2.h>
     #include <sched.h>
     #include <sys/inotify.h>
     #include <sys/ioctl.h>
     #include <sys/mount.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* libc 2.36 has no function for it. */
+    static int ds_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve)
+    {
+        struct open_how how = {.flags = flags, .resolve = resolve};
+        return syscall(SYS_openat2, directory, path, &how, sizeof(how));
+    }
     """,
 )
 
@@ -42,6 +53,13 @@ ffibuilder.cdef(
     #define MNT_DETACH ...
     #define UMOUNT_NOFOLLOW ...
     #define CLONE_NEWNS ...
+    #define CLONE_FS ...
+    #define RESOLVE_IN_ROOT ...
+    #define RESOLVE_NO_MAGICLINKS ...
+    #define LOOP_CTL_GET_FREE ...
+    #define LOOP_CONFIGURE ...
+    #define LO_FLAGS_READ_ONLY ...
+    #define LO_FLAGS_AUTOCLEAR ...
     #define TIOCGPTN ...
     #define IN_CLOEXEC ...
     #define IN_NONBLOCK ...
@@ -49,6 +67,18 @@ ffibuilder.cdef(
     #define IN_IGNORED ...
     #define IN_Q_OVERFLOW ...
 
+    struct loop_info64 {
+        uint32_t lo_flags;
+        uint8_t lo_file_name[64];
+        ...;
+    };
+    struct loop_config {
+        uint32_t fd;
+        struct loop_info64 info;
+        ...;
+    };
+
+    int ds_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve);
     int mount(const char *source, const char *target, const char *type,
               unsigned long flags, const void *data);
     int umount2(const char *target, int flags);

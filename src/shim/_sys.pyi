@@ -24,6 +24,13 @@ class _Lib:
     MNT_DETACH: int
     UMOUNT_NOFOLLOW: int
     CLONE_NEWNS: int
+    CLONE_FS: int
+    RESOLVE_IN_ROOT: int
+    RESOLVE_NO_MAGICLINKS: int
+    LOOP_CTL_GET_FREE: int
+    LOOP_CONFIGURE: int
+    LO_FLAGS_READ_ONLY: int
+    LO_FLAGS_AUTOCLEAR: int
     TIOCGPTN: int
     IN_CLOEXEC: int
     IN_NONBLOCK: int
@@ -31,6 +38,7 @@ class _Lib:
     IN_IGNORED: int
     IN_Q_OVERFLOW: int
 
+    def ds_openat2(self, directory: int, path: bytes, flags: int, resolve: int) -> int: ...
     def mount(self, source: bytes, target: bytes, type: bytes, flags: int, data: bytes) -> int: ...
     def umount2(self, target: bytes, flags: int) -> int: ...
     def unshare(self, flags: int) -> int: ...

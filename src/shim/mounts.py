@@ -264,8 +264,8 @@ def _seen_from(base: str) -> Iterator[None]:
     try:
         os.chdir(base)
         yield
-        os.fchdir(before)
     finally:
+        os.fchdir(before)
         os.close(before)
 
 
@@ -314,7 +314,7 @@ def _unmount(target: Path, end: float) -> None:
 
 def _checked_option(option: str) -> str:
     if option.startswith("X-containerd."):
-        raise InvalidArgument(f"the mount option {option!r} is containerd's own, and not for a shim")
+        raise InvalidArgument(f"the mount option {option!r} is containerd's own, not for a shim")
     return option
 
 
@@ -331,12 +331,16 @@ def _shorten_layers(data: list[str]) -> str:
         name, _, layers = option.partition("=")
         paths = re.split(r"(?<!\\):", layers)  # a colon in a path has a backslash before it
         if name == "lowerdir" and all(path.startswith("/") for path in paths):
-            split = [[part for part in path.split("/") if part] for path in paths]
-            base = os.path.commonprefix(split)
-            rest = ("/".join(parts[len(base) :]) or "." for parts in split)
+            base = os.path.commonpath(paths)
+            depth = len(_parts(base))
+            rest = ("/".join(_parts(path)[depth:]) or "." for path in paths)
             data[number] = f"lowerdir={':'.join(rest)}"
-            return "/" + re.sub(r"\\(.)", r"\1", "/".join(base))
+            return re.sub(r"\\(.)", r"\1", base)
     return ""
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def _checked_data(data: str) -> str:

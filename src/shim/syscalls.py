@@ -62,6 +62,47 @@ def unshare_mounts() -> None:
     _check(lib.unshare(lib.CLONE_NEWNS), "unshare", "the mount namespace")
 
 
+def unshare_directory() -> None:
+    """Give the calling thread a working directory and a umask of its own (CLONE_FS).
+
+    Raises OSError naming the call.
+    """
+    _check(lib.unshare(lib.CLONE_FS), "unshare", "the working directory")
+
+
+def open_inside(root: int, path: str, flags: int) -> int:
+    """Open `path` as if the directory `root` were /, whatever links it leads over (openat2(2)).
+
+    Borrows `root`; the caller owns the result. Raises OSError, ENOSYS before Linux 5.6.
+    """
+    resolve = lib.RESOLVE_IN_ROOT | lib.RESOLVE_NO_MAGICLINKS
+    opened = lib.ds_openat2(root, _text(path), flags | os.O_CLOEXEC, resolve)
+    _check(opened, "openat2", path)
+    return opened
+
+
+def loop_get_free(control: int) -> int:
+    """The number of a loop device that is free at the moment (LOOP_CTL_GET_FREE).
+
+    Borrows `control`, of /dev/loop-control. Raises OSError.
+    """
+    return fcntl.ioctl(control, lib.LOOP_CTL_GET_FREE)
+
+
+def loop_configure(device: int, file: int, name: str, read_only: bool) -> None:
+    """Make a free loop device show `file` until its last user has gone (LOOP_CONFIGURE).
+
+    name: what losetup(8) shows. Borrows both. Raises OSError: EBUSY when it is not free any
+    more, EINVAL before Linux 5.8.
+    """
+    config = ffi.new("struct loop_config *")
+    config.fd = file
+    config.info.lo_flags = lib.LO_FLAGS_AUTOCLEAR | (lib.LO_FLAGS_READ_ONLY if read_only else 0)
+    shown = _text(name)[: len(config.info.lo_file_name) - 1]
+    config.info.lo_file_name[0 : len(shown)] = shown
+    fcntl.ioctl(device, lib.LOOP_CONFIGURE, ffi.buffer(config))
+
+
 def pty_number(descriptor: int) -> int:
     """Return N of the /dev/pts/N that belongs to a pty master (ioctl_tty(2), TIOCGPTN).
 
