@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.containerd import NAMESPACE, Containerd
+from tests.containerd.containerd import Containerd
 from tests.containerd.guard import nothing_left_in
 from tests.containerd.machine import machine
 from tests.containerd.rootfs import Rootfs
@@ -45,9 +46,25 @@ def search_path() -> tuple[Path, ...]:
 def containerd(
     tmp_path_factory: pytest.TempPathFactory, rootfs: Rootfs, search_path: tuple[Path, ...]
 ) -> Iterator[Containerd]:
+    """A containerd for all tests of a module; they leave it running."""
+    with serving(tmp_path_factory.mktemp("containerd"), rootfs, search_path) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def own_containerd(
+    tmp_path: Path, rootfs: Rootfs, search_path: tuple[Path, ...], clean: None
+) -> Iterator[Containerd]:
+    """A containerd for one test, which may kill and restart it, and its shims."""
+    with serving(tmp_path, rootfs, search_path) as daemon, nothing_left_in(daemon):
+        yield daemon
+
+
+@contextlib.contextmanager
+def serving(folder: Path, rootfs: Rootfs, search_path: tuple[Path, ...]) -> Iterator[Containerd]:
     """A containerd in a machine of its own, under which a container has run."""
     with machine() as room:
-        daemon = Containerd(room, tmp_path_factory.mktemp("containerd"), rootfs, search_path)
+        daemon = Containerd(room, folder, rootfs, search_path)
         daemon.start()
         try:
             assert daemon.run("true").returncode == 0
@@ -56,7 +73,7 @@ def containerd(
         finally:
             daemon.stop()
             end_shims(daemon)
-            remove_cgroups(NAMESPACE)
+            remove_cgroups(daemon.namespace)
 
 
 def end_shims(daemon: Containerd) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from tests.containerd.rootfs import Rootfs
 from tests.containerd.support import PATIENCE, RUNTIME, new_id, until
 from tests.containerd.terminal import Terminal
 
-NAMESPACE = f"denseshim-test-{os.getpid()}-ns"
 # Where ctr makes FIFOs unless it is told otherwise.
 FIFOS = "/run/containerd/fifo"
 
@@ -44,7 +42,7 @@ def finish(line: Sequence[str]) -> Result:
 
 
 class Containerd(Daemon):
-    """containerd; all containers are in one namespace."""
+    """containerd; all containers are in `namespace`."""
 
     NAME = "containerd"
 
@@ -54,6 +52,7 @@ class Containerd(Daemon):
         super().__init__(machine, folder, path)
         self.rootfs = rootfs
         self.state = folder / "state"
+        self.namespace = new_id()
         self._config = folder / "containerd.toml"
         self._config.write_text(_CONFIG.format(folder=folder, address=self.address))
 
@@ -65,7 +64,7 @@ class Containerd(Daemon):
 
     def line(self, *args: str) -> list[str]:
         """The command line of a ctr."""
-        address = ["--address", str(self.address), "--namespace", NAMESPACE]
+        address = ["--address", str(self.address), "--namespace", self.namespace]
         return self.machine.inside("ctr", *address, *args)
 
     def ctr(self, *args: str) -> Result:
@@ -117,7 +116,7 @@ class Containerd(Daemon):
         """The events from now on."""
 
         def mark(text: str) -> None:
-            self.do("namespaces", "label", NAMESPACE, f"mark={text}")
+            self.do("namespaces", "label", self.namespace, f"mark={text}")
 
         log = EventLog(self.line("events"), mark)
         try:

@@ -77,24 +77,24 @@ def test_execs_exit_before_their_container(containerd: Containerd) -> None:
     assert len({e.process for e in exits}) == 6
 
 
-def test_exits_while_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
+def test_exits_while_containerd_is_down(own_containerd: Containerd, tmp_path: Path) -> None:
     """Demand 12: fifty containers end meanwhile; afterwards each is stopped, with its status."""
     script = "until [ -e /shared/go ]; do sleep 0.2; done; exit $0"
     mount = f"type=bind,src={tmp_path},dst=/shared,options=rbind:ro"
     options = ["--null-io", "--mount", mount]
 
     def start(number: int) -> Container:
-        return containerd.start_container("sh", "-c", script, str(number), options=options)
+        return own_containerd.start_container("sh", "-c", script, str(number), options=options)
 
     with ThreadPoolExecutor(8) as pool:
         containers = list(pool.map(start, range(1, 51)))
         pids = [container.pid for container in containers]
-        containerd.kill()
+        own_containerd.kill()
         (tmp_path / "go").touch()
         until(lambda: not any(map(is_alive, pids)), "the containers end")
-        containerd.start()
-        assert set(containerd.states().values()) == {"STOPPED"}
+        own_containerd.start()
+        assert set(own_containerd.states().values()) == {"STOPPED"}
         for number, container in enumerate(containers, 1):
-            done = containerd.ctr("tasks", "rm", container.id)
+            done = own_containerd.ctr("tasks", "rm", container.id)
             assert f"exit with non-zero exit code {number}".encode() in done.stderr
-            containerd.do("containers", "rm", container.id)
+            own_containerd.do("containers", "rm", container.id)
