@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from os import listdir
 from typing import Final, TypeVar
@@ -41,6 +41,10 @@ class Files:
     def counters(self, path: str) -> dict[str, int]:
         """A file of lines NAME NUMBER; {} for no file."""
         return counters(self.text(path))
+
+    def named(self, path: str, fields: Collection[str]) -> dict[str, int]:
+        """Those lines of such a file whose names are in `fields`."""
+        return {name: value for name, value in self.counters(path).items() if name in fields}
 
     def nested(self, path: str) -> Iterator[tuple[str, dict[str, str]]]:
         """A file of lines KEY NAME=VALUE...: each key and its values."""

@@ -32,6 +32,7 @@ _NO_COUNTS: Final = {"usage", "swap", "kernel", "kernel_tcp"}
 _MEMORY: Final = {
     name: name for name in pb.MemoryStat.DESCRIPTOR.fields_by_name if name not in _NO_COUNTS
 } | _RENAMED
+_OOM: Final = frozenset(pb.MemoryOomControl.DESCRIPTOR.fields_by_name)
 
 
 def read(files: Files, paths: Mapping[str, str]) -> pb.Metrics:
@@ -112,7 +113,7 @@ def _entry(files: Files, prefix: str) -> pb.MemoryEntry:
 
 
 def _oom(files: Files, at: str) -> pb.MemoryOomControl:
-    return pb.MemoryOomControl(**files.counters(at + "memory.oom_control"))
+    return pb.MemoryOomControl(**files.named(at + "memory.oom_control", _OOM))
 
 
 def _block_io(files: Files, at: str) -> pb.BlkIOStat:

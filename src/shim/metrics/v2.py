@@ -25,7 +25,7 @@ def read(files: Files, directory: str) -> pb.Metrics:
             current=files.number(at + "pids.current"), limit=files.number(at + "pids.max")
         ),
         cpu=pb.CPUStat(
-            **_named(files, at + "cpu.stat", _CPU), psi=_pressure(files, at + "cpu.pressure")
+            **files.named(at + "cpu.stat", _CPU), psi=_pressure(files, at + "cpu.pressure")
         ),
         memory=_memory(files, at),
         rdma=pb.RdmaStat(
@@ -34,17 +34,13 @@ def read(files: Files, directory: str) -> pb.Metrics:
         ),
         io=pb.IOStat(usage=_io(files, at), psi=_pressure(files, at + "io.pressure")),
         hugetlb=_huge_pages(files, at),
-        memory_events=pb.MemoryEvents(**_named(files, at + "memory.events", _EVENTS)),
+        memory_events=pb.MemoryEvents(**files.named(at + "memory.events", _EVENTS)),
     )
-
-
-def _named(files: Files, path: str, fields: frozenset[str]) -> dict[str, int]:
-    return {name: value for name, value in files.counters(path).items() if name in fields}
 
 
 def _memory(files: Files, at: str) -> pb.MemoryStat:
     return pb.MemoryStat(
-        **_named(files, at + "memory.stat", _MEMORY),
+        **files.named(at + "memory.stat", _MEMORY),
         usage=files.number(at + "memory.current"),
         usage_limit=files.number(at + "memory.max"),
         swap_usage=files.number(at + "memory.swap.current"),
