@@ -83,6 +83,7 @@ ffibuilder.cdef(
               unsigned long flags, const void *data);
     int umount2(const char *target, int flags);
     int unshare(int flags);
+    int setns(int fd, int nstype);
     int inotify_init1(int flags);
     int inotify_add_watch(int fd, const char *path, uint32_t mask);
     int inotify_rm_watch(int fd, int watch);

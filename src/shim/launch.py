@@ -1,14 +1,13 @@
 """containerd-shim-dense: a drop-in for the containerd-shim of May 2017.
 
 The working directory is the bundle; the daemon's listening socket is descriptor 3 (contract:
-How the daemon launches a shim). The process becomes the keeper.
+How the daemon launches a shim). The process hands both over to the host and ends; with
+`--dedicated` it becomes the keeper of this container alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 import os
 import signal
@@ -18,34 +17,40 @@ import sys
 from pathlib import Path
 
 import shim
+from shim import pair, syscalls
+from shim.detach import CannotStart
+from shim.errors import ShimError
 from shim.keeper.records import Flag
 from shim.keeper.start import become_keeper
+from shim.launching import ask, make_request
 from shim.mounts import make_slave_root
+from shim.orphans import disown_container
 
-STATE = Path("/run/denseshim")
+NAME = "containerd-shim-dense"
 INHERITED = 3
-
-
-class CannotStart(Exception):
-    """What is missing, in one line."""
 
 
 def main() -> None:
     """The command's entry point. Ends with 1 and one line when the shim cannot start."""
     arguments = _parser().parse_args()
     try:
-        launch(arguments.socket, arguments.debug)
-    except (CannotStart, OSError) as error:
-        sys.exit(f"containerd-shim-dense: {error}")
+        launch(arguments.socket, arguments.debug, arguments.dedicated)
+    except (CannotStart, ShimError, OSError) as error:
+        sys.exit(f"{NAME}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="containerd-shim-dense",
+        prog=NAME,
         description="Serve one container: the bundle is the working directory, the listening "
         "socket is descriptor 3 unless --socket makes one.",
     )
     parser.add_argument("--debug", action="store_true", help="log more, to standard error")
+    parser.add_argument(
+        "--dedicated",
+        action="store_true",
+        help="be a shim for this container alone, instead of one that the host serves",
+    )
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="listen on PATH, and remove it at the end"
     )
@@ -53,19 +58,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def launch(own_socket: Path | None, debug: bool) -> None:
-    """Become the keeper of the container in the working directory.
+def launch(own_socket: Path | None, debug: bool, dedicated: bool) -> None:
+    """Have the container in the working directory served.
 
-    Raises CannotStart, OSError.
+    Raises CannotStart, ShimError, OSError.
     """
-    bundle = Path.cwd()
     if os.geteuid() != 0:
         raise CannotStart("must run as root")
     if not (own_socket or _is_listening(INHERITED)):
         raise CannotStart("descriptor 3 is no listening unix socket; or give --socket PATH")
+    if dedicated:
+        _become_dedicated(own_socket, debug)
+    else:
+        _join_host(own_socket, debug)
+
+
+# -- served by the host
+
+
+def _join_host(own_socket: Path | None, debug: bool) -> None:
+    """Hand over to the host of the daemon's namespaces: what it makes for a shim ends with us."""
+    path = own_socket.absolute() if own_socket else None
+    listener = INHERITED if path is None else _listen(path)
+    argv = [os.fsencode(NAME), *([os.fsencode(path)] if path else [])]
+    request = make_request(argv)
+    if _has_own_mounts():
+        # So that a host which we start, and the mounts that it makes, are the daemon's.
+        syscalls.enter_mounts(os.getppid())
+    try:
+        ask(pair.host_directory(), pair.Settings(debug=debug), request, [listener])
+    except (CannotStart, ShimError, OSError):
+        if path is not None:
+            path.unlink(missing_ok=True)
+        raise
+
+
+# -- a shim of its own
+
+
+def _become_dedicated(own_socket: Path | None, debug: bool) -> None:
+    """Become the keeper of the container in the working directory."""
+    bundle = Path.cwd()
     # From here on there is state to remove: a SIGTERM waits, over execve(2), for the keeper.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    state = _locked_state(bundle)
+    state = state_directory(bundle)
+    pair.take_lock(state)
     try:
         if _has_own_mounts():
             make_slave_root()
@@ -73,9 +110,14 @@ def launch(own_socket: Path | None, debug: bool) -> None:
     except (CannotStart, OSError):
         _give_back(state)
         raise
-    _disown(state)
+    disown_container(state)
     _detach_stdin()
     become_keeper(_front(state, own_socket, debug), [(listener, Flag(0))])
+
+
+def state_directory(bundle: Path) -> Path:
+    """Where the state of a bundle's own shim is: short, for the sockets in it."""
+    return pair.STATE / hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
 
 
 def _give_back(state: Path) -> None:
@@ -83,53 +125,6 @@ def _give_back(state: Path) -> None:
     if os.listdir(state) == ["lock"]:
         (state / "lock").unlink()
         state.rmdir()
-
-
-def _disown(state: Path) -> None:
-    """A container that is recorded before there is a keeper was a dead one's: to be removed.
-
-    Its events would be taken for those of the next one.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        (state / "container.json").rename(state / "orphan.json")
-        (state / "events").unlink()
-
-
-def state_directory(bundle: Path) -> Path:
-    """Where the state of a bundle's shim is: short, for the sockets in it, and gone at reboot.
-
-    Made with its parent, both for root alone. Raises CannotStart, OSError.
-    """
-    key = hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]
-    for directory in (STATE, STATE / key):
-        directory.mkdir(mode=0o700, exist_ok=True)
-        facts = directory.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != 0 or facts.st_mode & 0o077:
-            raise CannotStart(f"{directory} is not a directory for root alone; remove it")
-    return STATE / key
-
-
-def _locked_state(bundle: Path) -> Path:
-    """One shim per bundle: the keeper holds a lock, by a descriptor that it never closes.
-
-    A shim that ends removes its directory, maybe between our looks: then there is a new one.
-    """
-    while True:
-        state = state_directory(bundle)
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            _acquire(lock, bundle)
-            if os.path.samestat(os.fstat(lock), os.stat(state / "lock")):
-                os.set_inheritable(lock, True)
-                return state
-            os.close(lock)
-
-
-def _acquire(lock: int, bundle: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CannotStart(f"a shim is alive on bundle {bundle}; call it, or kill it") from error
 
 
 def _is_listening(descriptor: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 
 
@@ -28,11 +27,8 @@ def disown(directory: Path) -> None:
 
 
 def disown_container(directory: Path) -> None:
-    """The same for one container's directory; one without a container goes."""
+    """Mark the container that is recorded in `directory`, if there is one, as an orphan."""
     record = directory / "container.json"
     if record.exists():
         record.rename(directory / "orphan.json")
-    if (directory / "orphan.json").exists():
         (directory / "events").unlink(missing_ok=True)
-    else:
-        shutil.rmtree(directory)

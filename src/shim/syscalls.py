@@ -62,6 +62,18 @@ def unshare_mounts() -> None:
     _check(lib.unshare(lib.CLONE_NEWNS), "unshare", "the mount namespace")
 
 
+def enter_mounts(process: int) -> None:
+    """Move to the mount namespace of `process`, and to its root directory (setns(2)).
+
+    Only a process with one thread may. Raises OSError.
+    """
+    namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(lib.setns(namespace, lib.CLONE_NEWNS), "setns", f"the mounts of {process}")
+    finally:
+        os.close(namespace)
+
+
 def unshare_directory() -> None:
     """Give the calling thread a working directory and a umask of its own (CLONE_FS).
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from shim.client import start_shim
-from shim.launch import STATE
+from shim.pair import STATE
 from shim.model import CreateRequest, Stdio
 
 DENSESHIM = Path(sys.executable).with_name("denseshim")
@@ -345,7 +345,7 @@ class Shim:
     def __init__(self, folder: Path, bundle: Path) -> None:
         self.bundle = bundle
         self.socket = folder / "shim.sock"
-        self.process = subprocess.Popen([SHIM, "--socket", self.socket], cwd=bundle)
+        self.process = subprocess.Popen([SHIM, "--dedicated", "--socket", self.socket], cwd=bundle)
         until(self.socket.exists)
 
     def call(self, *args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

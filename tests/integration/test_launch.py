@@ -15,7 +15,8 @@ import pytest
 
 from shim.client import ShimClient
 from shim.errors import FailedPrecondition
-from shim.launch import STATE, state_directory
+from shim.launch import state_directory
+from shim.pair import STATE
 from shim.model import Mount, Status
 from tests.fakes.daemon import SHIM, Launched, launched, living
 from tests.integration.support import PATIENCE, Bundle, front_of, is_alive, until
@@ -30,7 +31,7 @@ def end(shim: Launched) -> int:
 def run(bundle: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """The shim without a daemon; it must refuse."""
     return subprocess.run(
-        [SHIM, *args], cwd=bundle, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [SHIM, "--dedicated", *args], cwd=bundle, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -86,7 +87,7 @@ def here() -> str:
 
 def test_the_root_is_made_a_slave_of_a_shared_one(tmp_path: Path) -> None:
     """As on hosts of systemd, where everything is shared at first."""
-    inner = f'mount --make-rshared /; exec unshare --mount --propagation unchanged {SHIM} "$@"'
+    inner = f'mount --make-rshared /; exec unshare --mount --propagation unchanged {SHIM} --dedicated "$@"'
     path = tmp_path / "shim.sock"
     shim = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", f"{inner} & wait", "sh", "--socket", str(path)],
@@ -141,7 +142,7 @@ def test_a_second_shim_on_a_bundle_is_refused(shim: Launched, tmp_path: Path) ->
         done = run(bundle, "--socket", str(tmp_path / "second.sock"))
         assert done.returncode == 1
         assert one_line(done.stderr)
-        assert "a shim is alive on bundle" in done.stderr
+        assert "a shim is alive in" in done.stderr
         assert not (tmp_path / "second.sock").exists()
 
 
@@ -157,7 +158,7 @@ def test_a_dead_shim_s_socket_gives_way_and_ours_is_private(tmp_path: Path) -> N
     path = tmp_path / "own.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    shim = subprocess.Popen([SHIM, "--socket", path], cwd=tmp_path)
+    shim = subprocess.Popen([SHIM, "--dedicated", "--socket", path], cwd=tmp_path)
     try:
         wait_for(lambda: answers(path))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 import grpc
 
 from shim.api.server import make_server
-from shim.errors import FailedPrecondition
+from shim.errors import FailedPrecondition, ShimError
 from shim.events import EventLog
 from shim.journal import Journal
 from shim.keeper.client import Held
@@ -26,7 +27,7 @@ from shim.service.host import Home, Host
 from shim.service.record import ContainerRecord
 from shim.service.recovery import recover, remove_orphan
 from shim.service.shim import Shim
-from shim.service.teller import LogTeller
+from shim.service.teller import LogTeller, Silence
 from shim.store import Store
 
 # Seconds for calls under way when a shim ends: the answer to Exit among them.
@@ -110,6 +111,7 @@ class Shims:
         self._directory = directory
         self._store = Store(directory)
         self._shims: dict[str, ServedShim] = {}
+        self._removals: dict[str, asyncio.Future[None]] = {}
 
     def __len__(self) -> int:
         return len(self._shims)
@@ -119,6 +121,9 @@ class Shims:
 
     async def recover(self, held: Held) -> None:
         """Go on with all that the keeper holds a listener of. Raises CorruptState, OSError."""
+        for directory in self._directory.iterdir():
+            if directory.is_dir() and not (self._directory / f"{directory.name}.json").exists():
+                self._removals[directory.name] = self._remove(directory)
         for key in self._store.names():
             place = _place(self._store.read(key) or {})
             if place.listener in held.listeners:
@@ -135,6 +140,8 @@ class Shims:
         Raises FailedPrecondition when there is one, ResourceExhausted.
         """
         key = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:16]
+        if key in self._removals:
+            await asyncio.wait((self._removals[key],))
         if key in self._shims:
             raise FailedPrecondition(f"a shim is alive on bundle {bundle}; call it, or kill it")
         place = Place(self._host.keeper.new_id(), bundle, own_socket, launcher)
@@ -144,6 +151,20 @@ class Shims:
             await self._host.keeper.listen(place.listener, socket, Flag(0))
             await self._begin(key, place, held)
             stack.pop_all()
+
+    def _remove(self, directory: Path) -> asyncio.Future[None]:
+        """Remove what a dead keeper has left; what fails stays for the bundle's next shim."""
+        record = ContainerRecord(directory)
+        home = Home(self._host, record, Silence(), Commands(self._host.keeper))
+
+        async def remove() -> None:
+            try:
+                await remove_orphan(home)
+                record.destroy()
+            except (ShimError, OSError) as error:
+                _log.error("%s: not removed: %s", directory, error)
+
+        return asyncio.ensure_future(remove())
 
     async def _begin(self, key: str, place: Place, held: Held) -> None:
         served = ServedShim(self._host, self._directory / key, place)

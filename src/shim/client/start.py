@@ -89,6 +89,7 @@ async def _spawn(
     # Its own process group: signals of our terminal are not for the shim.
     return await asyncio.create_subprocess_exec(
         program,
+        "--dedicated",
         *(["--debug"] if debug else []),
         "--socket",
         socket,
