@@ -20,6 +20,8 @@ from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
 from linux cimport *
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_remove,
                        listener_serve, listeners_close, listeners_open, listeners_pause)
+from publisher cimport (Destination, Publisher, destination_forget, destination_set, leave_if_empty,
+                        publish, publisher_event, publisher_idle, publisher_open, publisher_timers)
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
                      forget_serials, process_add, process_exited, process_free, reaper_open,
                      release, signal_process, spawn_started, track)
@@ -43,6 +45,7 @@ cdef enum:
     SPAWNER_TAG = 12
     LISTENER_TAG = 13
     CONNECTION_TAG = 14
+    PUBLISHER_TAG = 15
     EVENTS = 256
     FRONT_ID = 1                 # the front's own process; other ids are the front's to choose
     FIRST_LISTENER_ID = 2
@@ -70,6 +73,7 @@ cdef struct Keeper:
     Channel channel
     Listeners listeners
     Ttrpc ttrpc
+    Publisher publisher
     uint64_t now
     uint64_t front_due           # when to start a front; FOREVER: one runs
     uint64_t front_delay
@@ -290,6 +294,26 @@ cdef void report_terminate(Keeper *k) noexcept nogil:
     channel_send(&k.channel, &report)
 
 
+cdef void report_lost(Keeper *k) noexcept nogil:
+    """Tell how many events were given up; a front that there is not is told later."""
+    cdef Record report
+    cdef Destination *destination
+    cdef uint32_t i
+    if not k.publisher.lost or k.channel.socket < 0:
+        return
+    k.publisher.lost = False
+    for i in range(k.publisher.used):
+        destination = &k.publisher.all[i]
+        if destination.lost:
+            memset(&report, 0, sizeof(report))
+            report.kind = wire.LOST
+            report.id = destination.id
+            report.number = destination.lost
+            destination.lost = 0
+            channel_send(&k.channel, &report)
+            leave_if_empty(destination)
+
+
 cdef void describe_process(Process *process, Record *record) noexcept nogil:
     memset(record, 0, sizeof(Record))
     record.kind = wire.PROCESS
@@ -320,6 +344,7 @@ cdef void snapshot(Keeper *k) noexcept nogil:
     for i in range(k.reaper.used):
         if k.reaper.processes[i].bits & BITS_LIVE and k.reaper.processes[i].id != FRONT_ID:
             describe_process(&k.reaper.processes[i], &record)
+            record.number = k.reaper.processes[i].told
             channel_send(&k.channel, &record)
     for i in range(k.relay.used):
         if k.relay.streams[i].id:
@@ -333,6 +358,13 @@ cdef void snapshot(Keeper *k) noexcept nogil:
         record.id = k.listeners.all[i].id
         record.flags = k.listeners.all[i].flags
         channel_send(&k.channel, &record)
+    for i in range(k.publisher.used):
+        if k.publisher.all[i].id and not k.publisher.all[i].leaving:
+            memset(&record, 0, sizeof(record))
+            record.kind = wire.DESTINATION
+            record.id = k.publisher.all[i].id
+            record.number = k.publisher.all[i].queued
+            channel_send(&k.channel, &record)
     if k.asked_to_end:
         report_terminate(k)
 
@@ -357,6 +389,12 @@ cdef int begin_relay(Keeper *k, Parcel *parcel) noexcept nogil:
 cdef int forget(Keeper *k, uint64_t id) noexcept nogil:
     cdef int error = forget_process(&k.reaper, id)
     return relay_forget(&k.relay, id) if error == ESRCH else error
+
+
+cdef int set_destination(Keeper *k, Parcel *parcel) noexcept nogil:
+    if parcel.memory >= 0:
+        return ENAMETOOLONG
+    return destination_set(&k.publisher, parcel.record.id, parcel.payload, parcel.size)
 
 
 cdef int front_ready(Keeper *k) noexcept nogil:
@@ -429,6 +467,12 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return ttrpc_begun(&k.ttrpc, parcel)
     if kind == wire.RESPOND:
         return ttrpc_respond(&k.ttrpc, parcel)
+    if kind == wire.DESTINATION:
+        return set_destination(k, parcel)
+    if kind == wire.UNDESTINATION:
+        return destination_forget(&k.publisher, asked.id)
+    if kind == wire.PUBLISH:
+        return publish(&k.publisher, &k.reaper, parcel)
     if kind == wire.READY:
         return front_ready(k)
     if kind == wire.STOP:
@@ -503,6 +547,8 @@ cdef void on_event(Keeper *k, epoll_event *event) noexcept nogil:
         spawner_answers(k)
         if event.events & EPOLLHUP:
             spawner_gone(k)
+    elif tag == PUBLISHER_TAG:
+        publisher_event(&k.publisher, low, event.events, k.now)
     elif tag == LISTENER_TAG:
         listener_accept(&k.listeners, &k.relay, &k.ttrpc, low)
     elif tag == CONNECTION_TAG:
@@ -521,7 +567,7 @@ cdef void note_traffic(Keeper *k) noexcept nogil:
 
 
 cdef bint has_ended(Keeper *k) noexcept nogil:
-    """After STOP: all connections are closed, or their time is over."""
+    """After STOP: all connections are closed and all events delivered, or their time is over."""
     cdef uint32_t slot
     if k.stop_due == FOREVER:
         return False
@@ -530,7 +576,7 @@ cdef bint has_ended(Keeper *k) noexcept nogil:
     for slot in range(k.relay.used):
         if k.relay.streams[slot].party != NOBODY:
             return False
-    return ttrpc_is_quiet(&k.ttrpc)
+    return ttrpc_is_quiet(&k.ttrpc) and publisher_idle(&k.publisher)
 
 
 cdef void loop(Keeper *k) noexcept nogil:
@@ -541,7 +587,9 @@ cdef void loop(Keeper *k) noexcept nogil:
     k.now = k.relay.now = monotonic()
     while not has_ended(k):
         due = min(min(relay_timers(&k.relay), watch_front(k)), k.stop_due)
+        due = min(due, publisher_timers(&k.publisher, k.now))
         report_ends(k)
+        report_lost(k)
         due = due - k.now if due > k.now else 0
         limit.tv_sec = <long>(due // SECOND)
         limit.tv_nsec = <long>(due % SECOND)
@@ -580,6 +628,8 @@ cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept n
         return False
     k.payload = <char *>arena(MOST_INLINE)
     if k.payload == NULL or not pool_open(&k.pool, POOL_SIZE):
+        return False
+    if not publisher_open(&k.publisher, k.epoll, PUBLISHER_TAG, &k.pool):
         return False
     if not relay_open(&k.relay, k.epoll, most, pipe_budget):
         return False

@@ -68,7 +68,7 @@ cdef extern from * nogil:
 
     # errno.h
     int EAGAIN, EBADF, EBUSY, ECHILD, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENFILE
-    int EALREADY, EDQUOT, ENOBUFS, ENOSPC, EPERM, EPIPE, EPROTO, ESRCH
+    int EALREADY, EDQUOT, EMSGSIZE, ENAMETOOLONG, ENOBUFS, ENOSPC, EPERM, EPIPE, EPROTO, ESRCH
 
     # unistd.h, fcntl.h
     ssize_t read(int fd, void *buffer, size_t count)
@@ -236,3 +236,4 @@ cdef extern from * nogil:
     void *memcpy(void *target, const void *source, size_t count)
     void *memset(void *target, int value, size_t count)
     void *memchr(const void *text, int value, size_t count)
+    int memcmp(const void *one, const void *other, size_t count)

@@ -6,7 +6,7 @@
 # none. That bounds the ring and keeps a reused pid from being taken for an old one.
 
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from clock cimport realtime
 from fds cimport drop
 from linux cimport *
@@ -28,6 +28,8 @@ cdef struct Process:
     uint32_t status
     int32_t error            # why it could not be executed
     uint32_t next            # free list
+    uint32_t counted         # of PUBLISH with the counted mark, the last one queued
+    uint16_t told            # marks of PUBLISH: what has been queued about it
     uint8_t bits
 
 cdef struct Unclaimed:

@@ -38,7 +38,7 @@ cdef enum:
     # Reports of the keeper.
     EXITED = 20      # process `id` has ended: status, time; error: why it could not be executed
     ENDED = 21       # stream `id` has ended: bytes, error
-    PROCESS = 22     # snapshot: process `id`; flags GONE, SPAWNED
+    PROCESS = 22     # snapshot: process `id`; flags GONE, SPAWNED; `number`: marks of PUBLISH
     STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: `bytes` its client has read,
                      # and whether that is all there will be: `number`
     LISTENER = 24    # snapshot: listener `id`; flags FRAMES, DOOR
