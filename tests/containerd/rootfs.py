@@ -22,7 +22,8 @@ class Rootfs:
         self.path = folder / "rootfs"
         self.image = folder / "image.tar"
         make_rootfs(self.path)
-        self._archive(folder / "layer.tar")
+        self.layer = folder / "layer.tar"
+        self._archive(self.layer)
 
     def _archive(self, layer: Path) -> None:
         """Write the image as `docker save` would: a manifest, a configuration, one layer."""
