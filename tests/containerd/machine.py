@@ -19,7 +19,7 @@ _PRIVATE = ("/run/containerd", "/run/denseshim", "/run/runc")
 # Ends when its standard input does: with this process at the latest.
 _HOLD = (
     f"mkdir -p {' '.join(_PRIVATE)} && "
-    + "".join(f"mount -t tmpfs denseshim-test {path} && " for path in _PRIVATE)
+    + "".join(f"mount -t tmpfs -o mode=0700 denseshim-test {path} && " for path in _PRIVATE)
     + "mount --make-rshared / && echo ready && exec cat"
 )
 
