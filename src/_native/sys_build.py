@@ -12,20 +12,62 @@ ffibuilder = FFI()
 ffibuilder.set_source(
     "shim._sys",
     """
+    #include <fcntl.h>
     #include <linux/loop.h>
     #include <linux/openat2.h>
+    #include <linux/sched.h>
     #include <sched.h>
+    #include <signal.h>
     #include <sys/inotify.h>
     #include <sys/ioctl.h>
     #include <sys/mount.h>
+    #include <sys/prctl.h>
     #include <sys/syscall.h>
+    #include <sys/wait.h>
     #include <unistd.h>
 
-    /* libc 2.36 has no function for it. */
+    /* What follows has no function in every libc that has the rest. */
+
     static int ds_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve)
     {
         struct open_how how = {.flags = flags, .resolve = resolve};
         return syscall(SYS_openat2, directory, path, &how, sizeof(how));
+    }
+
+    /* A copy of the mount that path is on, from path on; it is nowhere attached. */
+    static int ds_clone_tree(const char *path, int recursive)
+    {
+        unsigned flags = 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | (recursive ? AT_RECURSIVE : 0);
+        return syscall(SYS_open_tree, AT_FDCWD, path, flags);
+    }
+
+    static int ds_map_tree(int tree, int user_namespace, int read_only)
+    {
+        uint64_t set = 0x100000 /* MOUNT_ATTR_IDMAP */ | (read_only ? 1 /* MOUNT_ATTR_RDONLY */ : 0);
+        uint64_t attributes[4] = {set, 0, 0, user_namespace};
+        unsigned flags = AT_EMPTY_PATH | AT_RECURSIVE;
+        return syscall(SYS_mount_setattr, tree, "", flags, attributes, sizeof(attributes));
+    }
+
+    static int ds_attach_tree(int tree, const char *path)
+    {
+        unsigned flags = 4 /* MOVE_MOUNT_F_EMPTY_PATH */ | 0x10 /* MOVE_MOUNT_T_SYMLINKS */;
+        return syscall(SYS_move_mount, tree, "", AT_FDCWD, path, flags);
+    }
+
+    /* Start a process that does nothing but be in a new user namespace. Its end sends no signal. */
+    static int ds_be_in_user_namespace(void)
+    {
+        struct clone_args arguments = {.flags = CLONE_NEWUSER};
+        pid_t parent = getpid();
+        pid_t pid = syscall(SYS_clone3, &arguments, sizeof(arguments));
+        if (pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            while (getppid() == parent)
+                pause();
+            _exit(0);
+        }
+        return pid;
     }
     """,
 )
@@ -78,6 +120,12 @@ ffibuilder.cdef(
         ...;
     };
 
+    #define __WALL ...
+
+    int ds_clone_tree(const char *path, int recursive);
+    int ds_map_tree(int tree, int user_namespace, int read_only);
+    int ds_attach_tree(int tree, const char *path);
+    int ds_be_in_user_namespace(void);
     int ds_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve);
     int mount(const char *source, const char *target, const char *type,
               unsigned long flags, const void *data);

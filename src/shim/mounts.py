@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from shim import loop
 from shim import syscalls as sc
 from shim.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ShimError
+from shim.idmap import IdMaps, mapped, mapped_directory, parse_map
 from shim.model import Mount
 from shim.stdio import Descriptors
 
@@ -65,6 +66,8 @@ _PROPAGATION = {
 BUSY_LIMIT = 2.5
 BUSY_PAUSE = 0.05
 
+_MAPS = ("uidmap=", "gidmap=")
+
 _WRONG_REQUEST = frozenset(
     {
         errno.EINVAL,
@@ -86,7 +89,8 @@ class Options(NamedTuple):
 
     `propagation` is apart from `flags` because MS_REC belongs to one of them: "bind" with
     "rprivate" is no recursive bind. `base` is the directory that relative paths in `data` are
-    to be seen from, or "". `loop`: the source is a file to be shown as a device.
+    to be seen from, or "". `loop`: the source is a file to be shown as a device. `maps`: how
+    the files' owners are to be shown.
     """
 
     flags: int
@@ -94,6 +98,7 @@ class Options(NamedTuple):
     data: str
     base: str = ""
     loop: bool = False
+    maps: IdMaps | None = None
 
 
 def parse_options(options: Iterable[str]) -> Options:
@@ -103,6 +108,7 @@ def parse_options(options: Iterable[str]) -> Options:
     data that mount(2) would cut off at a page, and for what is no option of a file system.
     """
     flags, propagation, loop, data = 0, 0, False, []
+    maps: dict[str, str] = {}
     for option in options:
         if option in _PROPAGATION:
             propagation = _PROPAGATION[option]
@@ -112,10 +118,20 @@ def parse_options(options: Iterable[str]) -> Options:
             flags &= ~_CLEARED[option]
         elif option == "loop":
             loop = True
+        elif option.startswith(_MAPS):
+            name, _, text = option.partition("=")
+            maps[name] = parse_map(text)
         elif option:
             data.append(_checked_option(option))
-    base = "" if _fits(data) else _shorten_layers(data)
-    return Options(flags, propagation, _checked_data(",".join(data)), base, loop)
+    base = "" if _fits(data) and not maps else _shorten_layers(data)
+    data_text = _checked_data(",".join(data))
+    return Options(flags, propagation, data_text, base, loop, _both_maps(maps))
+
+
+def _both_maps(maps: Mapping[str, str]) -> IdMaps | None:
+    if len(maps) == 1:
+        raise InvalidArgument("the mount options uidmap= and gidmap= need each other")
+    return IdMaps(maps["uidmap"], maps["gidmap"]) if maps else None
 
 
 def mount(mount: Mount, root: Path) -> None:
@@ -236,8 +252,12 @@ def _resolve(root: Path, path: str) -> Path:
 def _mount(mount: Mount, options: Options, target: Path) -> None:
     binds = options.flags & sc.MS_BIND and not options.flags & sc.MS_REMOUNT
     first = options.flags & (sc.MS_BIND | sc.MS_REC) if binds else options.flags
-    with _directory(target) as path, _source(mount, options) as source, _seen_from(options.base):
-        sc.mount(source, path, mount.type, first, options.data)
+    with _directory(target) as path:
+        if options.maps is None:
+            with _source(mount, options) as source, _seen_from(options.base):
+                sc.mount(source, path, mount.type, first, options.data)
+        else:
+            _mount_mapped(mount, options, options.maps, path)
     try:
         if binds:
             _restrict_bind(options.flags & ~first, target)
@@ -251,6 +271,38 @@ def _source(mount: Mount, options: Options) -> AbstractContextManager[str]:
     if options.loop:
         return loop.attached(mount.source, bool(options.flags & sc.MS_RDONLY))
     return nullcontext(mount.source)
+
+
+def _mount_mapped(mount: Mount, options: Options, maps: IdMaps, path: str) -> None:
+    """Bind with mapped owners; or stack overlay on layers with mapped owners."""
+    if options.flags & sc.MS_BIND:
+        recursive = bool(options.flags & sc.MS_REC)
+        with mapped(mount.source, maps, recursive) as tree:
+            sc.attach_mount(tree, path)
+    elif options.base:
+        _check_one_mount(mount, options.base)
+        with mapped_directory(options.base, maps) as base, _seen_from(base):
+            sc.mount(mount.source, path, mount.type, options.flags, options.data)
+    else:
+        raise InvalidArgument("uidmap= and gidmap= are for bind and overlay mounts only")
+
+
+def _check_one_mount(mount: Mount, base: str) -> None:
+    """What is mounted below `base` is not in its copy: a layer there would seem to be empty."""
+    expected = _mount_id(base)
+    for path in (path for option in mount.options for path in _layers(option)):
+        if _mount_id(_plain(path)) != expected:
+            raise InvalidArgument(f"the layer {path!r} is not on the same mount as {base!r}")
+
+
+def _mount_id(path: str) -> str:
+    """Which mount a path leads to: proc_pid_fdinfo(5)."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 @contextmanager
@@ -328,15 +380,25 @@ def _shorten_layers(data: list[str]) -> str:
     "" when there are none, or not all of them are absolute.
     """
     for number, option in enumerate(data):
-        name, _, layers = option.partition("=")
-        paths = re.split(r"(?<!\\):", layers)  # a colon in a path has a backslash before it
-        if name == "lowerdir" and all(path.startswith("/") for path in paths):
+        if paths := _layers(option):
             base = os.path.commonpath(paths)
             depth = len(_parts(base))
             rest = ("/".join(_parts(path)[depth:]) or "." for path in paths)
             data[number] = f"lowerdir={':'.join(rest)}"
-            return re.sub(r"\\(.)", r"\1", base)
+            return _plain(base)
     return ""
+
+
+def _layers(option: str) -> list[str]:
+    """Overlay's lower directories as the option writes them, if they are all absolute."""
+    name, _, value = option.partition("=")
+    paths = re.split(r"(?<!\\):", value)  # a colon in a path has a backslash before it
+    return paths if name == "lowerdir" and all(path.startswith("/") for path in paths) else []
+
+
+def _plain(path: str) -> str:
+    """A path without overlay's backslashes."""
+    return re.sub(r"\\(.)", r"\1", path)
 
 
 def _parts(path: str) -> list[str]:

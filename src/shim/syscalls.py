@@ -93,6 +93,48 @@ def open_inside(root: int, path: str, flags: int) -> int:
     return opened
 
 
+def clone_mount(path: str, recursive: bool) -> int:
+    """Copy the mount at `path`, with those below it if `recursive`; attached nowhere (open_tree).
+
+    The caller owns the descriptor; unattached, the copy ends with it. Raises OSError, ENOSYS
+    before Linux 5.2.
+    """
+    tree = lib.ds_clone_tree(_text(path), recursive)
+    _check(tree, "open_tree", path)
+    return tree
+
+
+def map_mount(tree: int, user_namespace: int, read_only: bool) -> None:
+    """Show the files' owners as the namespace maps them (mount_setattr(2), MOUNT_ATTR_IDMAP).
+
+    tree: of `clone_mount`, not attached yet. Borrows both. Raises OSError: EINVAL for a file
+    system that cannot do it, ENOSYS before Linux 5.12.
+    """
+    result = lib.ds_map_tree(tree, user_namespace, read_only)
+    _check(result, "mount_setattr", "the mount's owners")
+
+
+def attach_mount(tree: int, target: str) -> None:
+    """Attach what `clone_mount` has made (move_mount). Borrows `tree`. Raises OSError."""
+    _check(lib.ds_attach_tree(tree, _text(target)), "move_mount", target)
+
+
+def start_in_user_namespace() -> int:
+    """Start a process that only keeps a new user namespace alive; its pid.
+
+    It runs none of this program's code. The caller kills it and waits with `wait_for`; it dies
+    with the calling thread. Raises OSError.
+    """
+    pid = lib.ds_be_in_user_namespace()
+    _check(pid, "clone3", "a user namespace")
+    return pid
+
+
+def wait_for(pid: int) -> None:
+    """Wait for the end of a child, whatever signal that sends. Raises OSError."""
+    os.waitpid(pid, lib.__WALL)
+
+
 def loop_get_free(control: int) -> int:
     """The number of a loop device that is free at the moment (LOOP_CTL_GET_FREE).
 

@@ -371,9 +371,7 @@ def test_more_layers_than_a_page_has_room_for(tmp_path, name):
     """Seen from the directory they have in common, by this thread alone."""
     root = tmp_path / "root"
     root.mkdir()
-    lower = [
-        path.replace("\\", "\\\\").replace(":", r"\:") for path in layers(tmp_path, 120, name)
-    ]
+    lower = [path.replace("\\", "\\\\").replace(":", r"\:") for path in layers(tmp_path, 120, name)]
     option = f"lowerdir={':'.join(lower)}"
     assert len(option) > os.sysconf("SC_PAGE_SIZE")
     before, mine = os.getcwd(), threading.Event()
@@ -462,9 +460,7 @@ def test_a_failed_mount_leaves_no_loop_device(tmp_path):
     wait_until(lambda: str(disk) not in loops(), "the device's end")
 
 
-def test_a_loop_device_that_another_has_taken_meanwhile_is_left_to_it(
-    disk, tmp_path, monkeypatch
-):
+def test_a_loop_device_that_another_has_taken_meanwhile_is_left_to_it(disk, tmp_path, monkeypatch):
     real, taken = syscalls.loop_configure, []
 
     def beaten(device, *arguments):
@@ -481,3 +477,96 @@ def test_a_loop_device_that_another_has_taken_meanwhile_is_left_to_it(
     isolated(body)
     assert len(taken) == 2
     wait_until(lambda: str(disk) not in loops(), "the device's end")
+
+
+MAPS = ("uidmap=0:100000:1000,5000:105000:10", "gidmap=0:200000:65536")
+
+
+def owned(path, uid, gid):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    os.chown(path, uid, gid)
+    return path
+
+
+def owner(path):
+    return path.stat().st_uid, path.stat().st_gid
+
+
+def test_a_bind_shows_mapped_owners(tmp_path):
+    owned(tmp_path / "source" / "file", 1, 2)
+    owned(tmp_path / "source" / "below" / "far", 5003, 0)
+    owned(tmp_path / "source" / "stranger", 2000, 0)
+    root = tmp_path / "root"
+    nobody = int(Path("/proc/sys/fs/overflowuid").read_text())
+
+    def body():
+        mount = Mount("bind", str(tmp_path / "source"), "", ("rbind", "ro", *MAPS))
+        count = mounts.mount_all([mount], root)
+        assert owner(root / "file") == (100001, 200002)
+        assert owner(root / "below" / "far") == (105003, 200000)
+        assert owner(root / "stranger") == (nobody, 200000)
+        assert owner(tmp_path / "source" / "file") == (1, 2)
+        assert "ro" in mountinfo(root)[0][0]
+        mounts.unmount_all(root, count)
+        assert mountinfo(root) == []
+
+    isolated(body)
+
+
+@pytest.mark.parametrize("count", [2, 120])
+def test_overlay_shows_its_layers_with_mapped_owners(tmp_path, count):
+    lower = layers(tmp_path, count)
+    for number, layer in enumerate(lower):
+        os.chown(Path(layer) / str(number), number, number)
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    root, before = tmp_path / "root", set(os.listdir("/run"))
+    options = (
+        f"lowerdir={':'.join(lower)}",
+        f"upperdir={tmp_path / 'upper'}",
+        f"workdir={tmp_path / 'work'}",
+    )
+
+    def body():
+        made = mounts.mount_all([Mount("overlay", "overlay", "", (*options, *MAPS))], root)
+        found = {path.name: owner(path) for path in root.iterdir()}
+        assert found == {str(n): (100000 + n, 200000 + n) for n in range(count)}
+        (root / "new").touch()
+        assert (tmp_path / "upper" / "new").exists()
+        assert "denseshim-" not in Path("/proc/thread-self/mountinfo").read_text()
+        mounts.unmount_all(root, made)
+
+    isolated(body)
+    assert set(os.listdir("/run")) == before
+
+
+def test_a_layer_on_a_mount_of_its_own_cannot_be_mapped(tmp_path):
+    lower = layers(tmp_path, 2)
+
+    def body():
+        mounts.mount(Mount("bind", lower[0], "", ("bind",)), Path(lower[1]))
+        options = (f"lowerdir={':'.join(lower)}", *MAPS)
+        with pytest.raises(InvalidArgument, match=r"layer1.*not on the same mount"):
+            mounts.mount_all([Mount("overlay", "overlay", "", options)], tmp_path / "root")
+
+    isolated(body)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (MAPS[:1], "need each other"),
+        (("uidmap=0:1", "gidmap=0:0:1"), "INSIDE:OUTSIDE:COUNT"),
+        (("uidmap=0:0:1\n", "gidmap=0:0:1"), "INSIDE:OUTSIDE:COUNT"),
+        (MAPS, "bind and overlay mounts only"),
+        (("bind", "uidmap=0:0:10,5:5:10", "gidmap=0:0:1"), "Invalid argument"),
+    ],
+)
+def test_mappings_that_cannot_be_are_refused(tmp_path, options, says):
+    def body():
+        with pytest.raises(InvalidArgument, match=says):
+            mounts.mount(Mount("tmpfs", "/tmp", "", options), tmp_path)
+        assert mountinfo(tmp_path) == []
+
+    isolated(body)

@@ -212,9 +212,7 @@ async def test_the_ends_of_the_process_are_the_owners(box: Box, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("stdio", [both("{}"), Stdio(stdout="{}", stderr="{}-2")])
-async def test_files_that_are_there_are_appended_to(
-    box: Box, tmp_path: Path, stdio: Stdio
-) -> None:
+async def test_files_that_are_there_are_appended_to(box: Box, tmp_path: Path, stdio: Stdio) -> None:
     paths = [Path(text.format(tmp_path / "log")) for text in (stdio.stdout, stdio.stderr)]
     for path in paths:
         path.write_text("old\n")

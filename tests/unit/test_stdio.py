@@ -124,6 +124,53 @@ def test_running_out_of_descriptors_leaks_none(fifo, left, no_descriptors_left):
     assert len(open_descriptors()) == before
 
 
+def test_a_sink_is_a_fifo_or_a_file_that_is_there(tmp_path, fifo):
+    opened = stdio.open_sink(fifo)
+    assert isinstance(opened, stdio.OutputFifo)
+    stdio.close_all(opened)
+    (tmp_path / "file").write_text("old ")
+    opened = stdio.open_sink(str(tmp_path / "file"))
+    assert isinstance(opened, stdio.OutputFile)
+    assert flags(opened.sink) & (os.O_APPEND | os.O_NONBLOCK) == os.O_APPEND | os.O_NONBLOCK
+    os.write(opened.sink, b"new")
+    stdio.close_all(opened)
+    assert (tmp_path / "file").read_text() == "old new"
+    before = open_descriptors()
+    for path in _refused(tmp_path):
+        if path != f"{tmp_path}/file":
+            with pytest.raises(InvalidArgument):
+                stdio.open_sink(path)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("name", ["directory", "real", "file/below", "nul\0", "x" * 300])
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, name):
+    _refused(tmp_path)
+    before = open_descriptors()
+    with pytest.raises(InvalidArgument, match="stdio"):
+        stdio.open_file(str(tmp_path / name))
+    with pytest.raises(InvalidArgument, match="not a regular file"):
+        stdio.open_file("/dev/null")
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", (stdio.Scheme.PATH, "", ())),
+        ("/run/a:b?c#d%20", (stdio.Scheme.PATH, "/run/a:b?c#d%20", ())),
+        ("fifo:///a%20b", (stdio.Scheme.FIFO, "/a b", ())),
+        ("FILE:///a?x=1#y", (stdio.Scheme.FILE, "/a", ("x", "1"))),
+        ("binary:/a", (stdio.Scheme.BINARY, "/a", ())),
+        ("binary:///a?", (stdio.Scheme.BINARY, "/a", ())),
+        ("binary-v2:///a?k=v&e&k=w", (stdio.Scheme.BINARY_V2, "/a", ("k", "v", "e", ""))),
+        ("binary:///%ff?a%26=%ff+", (stdio.Scheme.BINARY, "/\udcff", ("a&", "\udcff "))),
+    ],
+)
+def test_a_place_is_a_path_or_a_uri(text, expected):
+    assert stdio.parse_place(text) == expected
+
+
 def test_no_pipe_without_descriptors(no_descriptors_left):
     no_descriptors_left(1)
     with pytest.raises(ResourceExhausted, match="pipe"):
