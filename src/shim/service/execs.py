@@ -92,7 +92,7 @@ class Execs:
         if known is not None and known.request == request != 0:
             return
         if known is not None or exec_id == self._facts.id:
-            raise AlreadyExists(f"container {self._facts.id} has an exec {exec_id} already")
+            raise AlreadyExists(f"id {exec_id}: already exists")
         process = self._make(ProcessSpec(terminal=stdio.terminal), spec, stdio, exec_id)
         process.request = request
         self._tell(EventType.EXEC_ADDED, process)
