@@ -82,8 +82,8 @@ class Call:
 class Door:
     """Serves as the host of a place: calls come out of `calls`, answers go into `answers`.
 
-    One answer a connection: raw bytes, after which it is closed. HANG_UP: without a look at the
-    call.
+    One answer a connection: raw bytes, after which it is closed. HANG_UP: it is closed when the
+    call has begun to come, without reading it.
     """
 
     HANG_UP = b"hang up"
@@ -126,6 +126,7 @@ class Door:
     def _serve_one(self, connection: socket.socket) -> None:
         if not self.answers.empty() and self.answers.queue[0] == self.HANG_UP:
             self.answers.get()
+            connection.recv(1, socket.MSG_PEEK)
             return
         if call := _read_call(connection):
             self.calls.put(call)

@@ -34,9 +34,10 @@ INSTALLED = Path(sysconfig.get_path("scripts")) / NAME
 SOURCE = Path(__file__).resolve().parents[2] / "src/_native/launcher.c"
 MOST = 4 << 20
 START = ["-namespace", "default", "-address", "/run/c.sock", "-id", "denseshim-x", "start"]
-# Says how it was started: its arguments, what stdin is, the descriptor 3, and what stdin holds.
+# Says how it was started: arguments, umask, what descriptors 0 and 3 are, and what stdin holds.
 FAKE_PYTHON = """#!/bin/sh
 for one in python "$@"; do echo "$one"; done
+umask
 readlink /proc/self/fd/0 || echo none
 readlink /proc/self/fd/3 || echo none
 [ -t 0 ] || cat
@@ -84,7 +85,7 @@ def build(target: Path, python: Path) -> Path:
     return target
 
 
-def run(place: Place, argv, stdin=b"", before="", streams="3<&-", cwd=Path("/"), **more):
+def run(place: Place, argv, stdin=b"", before="umask 022", streams="3<&-", cwd=Path("/"), **more):
     """Run it there to its end; stdin is a pipe with these bytes unless it is a descriptor."""
     command = place.command(argv, cwd, before, streams)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
@@ -104,11 +105,9 @@ def is_refused(done, text: str) -> bool:
     return done.returncode == 1 and done.stdout == b"" and one_line and text in line
 
 
-def said_by_python(
-    launcher: Path, arguments=START, stdin=b"", kind="/memfd:stdin (deleted)"
-) -> bytes:
+def said_by_python(launcher: Path, stdin=b"", kind="/memfd:stdin (deleted)", mask="0022") -> bytes:
     """What the fake Python prints when the launcher becomes it."""
-    lines = ["python", "-I", "-m", "shim.launcher", launcher, *arguments, kind, "none"]
+    lines = ["python", "-I", "-m", "shim.launcher", launcher, *START, mask, kind, "none"]
     return "".join(f"{line}\n" for line in lines).encode() + stdin
 
 
@@ -588,14 +587,15 @@ def test_without_a_host_it_becomes_python(place, lone, size):
     assert done.stdout == said_by_python(lone, stdin=data)
 
 
-@pytest.mark.parametrize("when", ["apart", "at once", "called", "cut header", "cut body"])
-def test_where_the_host_does_not_serve_it_becomes_python(place, door, lone, when):
+@pytest.mark.parametrize("when", ["apart", "not read", "read", "cut header", "cut body"])
+@pytest.mark.parametrize("size", [7, 1 << 20])  # what is less than a socket holds, and more
+def test_where_the_host_does_not_serve_it_becomes_python(place, door, lone, when, size):
     whole = answer(1, b"never seen", b"never seen", apart=when == "apart")
-    cut = {"at once": Door.HANG_UP, "called": b"", "cut header": whole[:7], "cut body": whole[:-1]}
+    cut = {"not read": Door.HANG_UP, "read": b"", "cut header": whole[:7], "cut body": whole[:-1]}
     door.answers.put(cut.get(when, whole))
-    done = run(place, [lone, *START], stdin=b"options")
+    done = run(place, [lone, *START], stdin=bytes(size), before="umask 031")
     assert (done.returncode, done.stderr) == (7, b"from python\n")
-    assert done.stdout == said_by_python(lone, stdin=b"options")
+    assert done.stdout == said_by_python(lone, stdin=bytes(size), mask="0031")
 
 
 def test_python_gets_a_terminal_as_it_was(place, lone):
