@@ -77,8 +77,10 @@ def test_execs_exit_before_their_container(containerd: Containerd) -> None:
     assert len({e.process for e in exits}) == 6
 
 
-def test_exits_while_containerd_is_down(own_containerd: Containerd, tmp_path: Path) -> None:
-    """Demand 12: fifty containers end meanwhile; afterwards each is stopped, with its status."""
+def test_demand_12_exits_while_containerd_is_down(
+    own_containerd: Containerd, tmp_path: Path
+) -> None:
+    """Fifty containers end meanwhile; afterwards each is stopped, with its status."""
     script = "until [ -e /shared/go ]; do sleep 0.2; done; exit $0"
     mount = f"type=bind,src={tmp_path},dst=/shared,options=rbind:ro"
     options = ["--null-io", "--mount", mount]

@@ -1,0 +1,503 @@
+"""What users of shims suffer from, under containerd; the number is the demand's."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.containerd.containerd import Container, Containerd, Result, finish
+from tests.containerd.events import Event
+from tests.containerd.rootfs import IMAGE
+from tests.containerd.support import (
+    PATIENCE,
+    RUNTIME,
+    STOCK,
+    client,
+    feed,
+    is_alive,
+    lines,
+    new_id,
+    until,
+)
+from tests.containerd.terminal import Terminal
+
+EXIT = "/tasks/exit"
+LAST = 1_000_000
+# Asks for more memory at once than a container of 16 MB may have.
+HOG = ("dd", "if=/dev/zero", "of=/dev/null", "bs=100M")
+LIMITED = ("--null-io", "--memory-limit", "16000000")
+
+
+@pytest.fixture
+def sleeper(containerd: Containerd) -> Iterator[Container]:
+    """A container to exec in."""
+    with containerd.living() as container:
+        yield container
+
+
+def exits(events: list[Event]) -> Counter[str]:
+    """How often each process's exit was told; the init process is ""."""
+    return Counter(event.process for event in events if event.topic == EXIT)
+
+
+# 1: no lost exits
+
+
+def test_demand_01_each_exit_is_told_once(containerd: Containerd) -> None:
+    """Containers die under exec loops, while containerd, which should hear of it, stands still."""
+    with containerd.events() as log, ThreadPoolExecutor(8) as pool:
+        for _ in range(6):
+            container = containerd.start_container("sleep", "1000")
+            pid = container.pid
+            loops = [pool.submit(_exec_until_refused, container) for _ in range(8)]
+            log.wait_for(container.id, EXIT, 16)
+            os.kill(containerd.pid, signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: not is_alive(pid), "the container's end")  # type: ignore[misc]
+            time.sleep(0.5)  # the stall is what is tested
+            os.kill(containerd.pid, signal.SIGCONT)
+            for loop in loops:
+                loop.result()
+            container.remove()
+            seen = log.wait_for(container.id, "/tasks/delete")
+            told = exits(seen)
+            started = {e.process for e in seen if e.topic == "/tasks/exec-started"}
+            assert {process: told[process] for process in started} == dict.fromkeys(started, 1)
+            assert set(told.values()) == {1}
+            assert [e.status for e in seen if e.topic == EXIT and not e.process] == [137]
+
+
+def _exec_until_refused(container: Container) -> None:
+    while container.exec("true").returncode == 0:
+        pass
+
+
+# 4: nothing leaked
+
+
+def test_demand_04_concurrent_deletes_leave_nothing(containerd: Containerd) -> None:
+    """Thirty containers on overlays of an image, each deleted by three clients at once."""
+    containerd.do("images", "import", str(containerd.rootfs.image))
+
+    def live(_: int) -> None:
+        id = _on_image(containerd).id
+        delete = containerd.line("tasks", "rm", "--force", id)
+        racing = [subprocess.Popen(delete, stderr=subprocess.DEVNULL) for _ in range(3)]
+        for process in racing:
+            process.wait(PATIENCE)
+        assert id not in containerd.states()
+        containerd.do("containers", "rm", id)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(live, range(30)))
+    containerd.do("images", "rm", "--sync", IMAGE)
+
+
+# 5: a grandchild holds stdout
+
+
+def test_demand_05_a_grandchild_holds_the_output(sleeper: Container) -> None:
+    """The exit is told at once, the output comes, and the client is not kept."""
+    with sleeper.daemon.events() as log:
+        line = sleeper.exec_line("sh", "-c", "sleep 1000 & echo ok; exit 3", id="holds")
+        with client(line) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"ok\n"
+            begin = time.monotonic()
+            log.wait_for(sleeper.id, EXIT)
+            assert time.monotonic() - begin < 1
+            assert running.wait(PATIENCE) == 3
+
+
+# 6: lost tail of the output
+
+
+@pytest.mark.parametrize("round", range(3))
+def test_demand_06_a_million_lines_through_pipes(sleeper: Container, round: int) -> None:
+    done = sleeper.exec("seq", str(LAST))
+    assert done.returncode == 0
+    assert done.stdout == lines(LAST)
+
+
+def test_demand_06_a_million_lines_of_the_init_process(containerd: Containerd) -> None:
+    done = containerd.run("seq", str(LAST))
+    assert done.returncode == 0
+    assert done.stdout == lines(LAST)
+
+
+def test_demand_06_a_million_lines_through_a_terminal(sleeper: Container) -> None:
+    with sleeper.exec_on_terminal("sh", "-c", f"seq {LAST} | cat") as terminal:
+        assert terminal.rest() == lines(LAST, b"\r\n")
+        assert terminal.wait() == 0
+
+
+def test_demand_06_a_slow_reader(sleeper: Container) -> None:
+    with client(sleeper.exec_line("seq", str(LAST))) as running:
+        assert running.stdout is not None
+        found = []
+        for _ in range(100):
+            found.append(running.stdout.read(1000))
+            time.sleep(0.01)  # this is what makes it slow
+        rest, _ = running.communicate(timeout=PATIENCE)
+        assert b"".join([*found, rest]) == lines(LAST)
+
+
+# 7: the client is away
+
+
+def test_demand_07_the_reader_is_away(containerd: Containerd, tmp_path: Path) -> None:
+    """The container waits for the next reader: no error, no byte lost."""
+    script = "until [ -e /shared/go ]; do sleep 0.05; done; seq 300000; echo $? > /shared/status"
+    mount = f"type=bind,src={tmp_path},dst=/shared,options=rbind:rw"
+    options = ["--fifo-dir", str(tmp_path), "--mount", mount]
+    with containerd.living("sh", "-c", script, options=options) as container:
+        (fifo,) = tmp_path.glob(f"*/{container.id}-stdout")
+        with fifo.open("rb", buffering=0) as reader:
+            (tmp_path / "go").touch()
+            found = [_read(reader.fileno(), 5000) for _ in range(10)]
+        until(lambda: any(map(_is_blocked_in_write, container.pids())), "the container waits")
+        with fifo.open("rb", buffering=0) as reader:
+            while data := _read(reader.fileno(), 1 << 20):
+                found.append(data)
+        assert b"".join(found) == lines(300_000)
+        container.wait_stopped()
+        assert (tmp_path / "status").read_text() == "0\n"
+
+
+def _read(descriptor: int, most: int) -> bytes:
+    ready, _, _ = select.select([descriptor], [], [], PATIENCE)
+    assert ready, "nothing comes"
+    return os.read(descriptor, most)
+
+
+def _is_blocked_in_write(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text().endswith("pipe_write")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# 8: no big locks
+
+
+def test_demand_08_a_slow_create_holds_nobody_up(sleeper: Container, tmp_path: Path) -> None:
+    """While the runtime creates one container, another is asked for, exec'd in and started."""
+    containerd = sleeper.daemon
+    reached, opened = tmp_path / "reached", tmp_path / "opened"
+    runtime = tmp_path / "slow-runc"
+    runtime.write_text(
+        f'#!/bin/sh\ncase " $* " in *" create "*) : > {reached}; '
+        f'until [ -e {opened} ]; do sleep 0.05; done;; esac\nexec runc "$@"\n'
+    )
+    runtime.chmod(0o755)
+    options = ["--rm", *_with_runtime(runtime)]
+    with client(containerd.run_line(new_id(), "true", options=options)) as slow:
+        try:
+            until(reached.exists, "the runtime is called")
+            for _ in range(5):
+                begin = time.monotonic()
+                assert sleeper.status == "RUNNING"
+                assert time.monotonic() - begin < 0.5
+            assert sleeper.exec("echo", "words").stdout == b"words\n"
+            assert containerd.run("true").returncode == 0
+        finally:
+            opened.touch()
+        assert slow.wait(PATIENCE) == 0
+
+
+def _with_runtime(binary: Path) -> list[str]:
+    """ctr's options that make the shim call `binary`; ctr knows but the stock shim's own."""
+    if RUNTIME == STOCK:
+        return ["--runc-binary", str(binary)]
+    config = binary.with_suffix(".toml")
+    config.write_text(f"BinaryName = '{binary}'\n")
+    return ["--runtime-config-path", str(config)]
+
+
+def test_demand_08_parallel_execs(sleeper: Container) -> None:
+    """A hundred in one container, all begun before the first ends."""
+    gate = "until [ -e /tmp/demand08 ]; do sleep 0.2; done; echo $0; exit 0"
+    lines = [sleeper.exec_line("sh", "-c", gate, str(number)) for number in range(100)]
+    running = [subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=-1) for line in lines]
+    try:
+        until(lambda: len(sleeper.pids()) > 100, "all execs run")
+        assert sleeper.exec("touch", "/tmp/demand08").returncode == 0
+        output = [process.communicate(timeout=PATIENCE)[0] for process in running]
+        assert output == [b"%d\n" % number for number in range(100)]
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+        sleeper.exec("rm", "/tmp/demand08")
+
+
+# 9: start before exit
+
+
+def test_demand_09_start_comes_before_exit(sleeper: Container) -> None:
+    def run(_: int) -> Result:
+        return sleeper.exec("sh", "-c", "exit 19")
+
+    with sleeper.daemon.events() as log, ThreadPoolExecutor(4) as pool:
+        assert {done.returncode for done in pool.map(run, range(80))} == {19}
+        seen = log.wait_for(sleeper.id, EXIT, 80)
+    for id in {event.process for event in seen if event.process}:
+        own = [event for event in seen if event.process == id]
+        assert [e.topic for e in own] == ["/tasks/exec-added", "/tasks/exec-started", EXIT]
+        assert own[2].status == 19
+
+
+# 10: OOM events
+
+
+def test_demand_10_oom_comes_before_the_exit_and_once(containerd: Containerd) -> None:
+    ids = [new_id() for _ in range(10)]
+    options = LIMITED[1:]
+    with containerd.events() as log, ThreadPoolExecutor(4) as pool:
+        done = pool.map(lambda id: containerd.run(*HOG, options=options, id=id), ids)
+        assert {d.returncode for d in done} == {137}
+        told = [[e.topic for e in log.wait_for(id, "/tasks/delete")] for id in ids]
+    life = [f"/tasks/{topic}" for topic in ("create", "start", "oom", "exit", "delete")]
+    assert told == [life] * 10
+
+
+def test_demand_10_a_killed_child_is_told_while_the_container_goes_on(
+    containerd: Containerd,
+) -> None:
+    script = "while :; do sleep 1000; done"
+    with (
+        containerd.events() as log,
+        containerd.living("sh", "-c", script, options=LIMITED) as container,
+    ):
+        assert container.exec(*HOG).returncode == 137
+        log.wait_for(container.id, "/tasks/oom")
+        assert container.status == "RUNNING"
+
+
+# 14: FIFO open, stdin close
+
+
+def test_demand_14_a_fifo_that_nobody_opens(sleeper: Container, tmp_path: Path) -> None:
+    """An exec whose reader never comes keeps only itself waiting."""
+    containerd = sleeper.daemon
+    fifos = {name: tmp_path / name for name in ("stdin", "stdout", "stderr")}
+    for fifo in fifos.values():
+        os.mkfifo(fifo)
+    options = [f"--{name}={path}" for name, path in fifos.items()]
+    command = ["exec", *options, "--cwd=/", "--env=PATH=/bin", "unread", "true"]
+    with containerd.events() as log:
+        with client(containerd.line("shim", "--id", sleeper.id, *command)):
+            log.wait_for(sleeper.id, "/tasks/exec-added")
+            begin = time.monotonic()
+            assert sleeper.exec("echo", "words").stdout == b"words\n"
+            assert containerd.run("true").returncode == 0
+            assert sleeper.status == "RUNNING"
+            assert time.monotonic() - begin < 5
+        ends = [os.open(path, os.O_RDWR) for path in fifos.values()]
+        log.wait_for(sleeper.id, EXIT, 2)
+        for end in ends:
+            os.close(end)
+
+
+def test_demand_14_the_end_of_the_input_comes_after_all_of_it(sleeper: Container) -> None:
+    """A slow reader gets every byte that was written before the input was closed."""
+    text = lines(100_000)
+    line = sleeper.exec_line("sh", "-c", "echo ready; sleep 0.5; cat")
+    assert feed(line, text) == (0, text)
+
+
+# 15: exec and pty leaks
+
+
+def test_demand_15_terminals_leave_no_descriptor(sleeper: Container) -> None:
+    """Fifty at once, whose clients are killed, and which are deleted by others."""
+    containerd = sleeper.daemon
+    _live_on_terminals(sleeper, 2)
+    before = _descriptors(containerd)
+    _live_on_terminals(sleeper, 50)
+    until(lambda: not _descriptors(containerd) - before, "the descriptors are closed")
+
+
+def _live_on_terminals(container: Container, count: int) -> None:
+    ids = [new_id() for _ in range(count)]
+    line = container.exec_line
+    opened = [Terminal(line("cat", id=id, options=["--tty"])) for id in ids]
+    for terminal in opened:
+        terminal.write(b"words\r")
+        terminal.until(b"words\r\nwords\r\n")
+    for terminal in opened:
+        with terminal:
+            terminal.interrupt()
+    for id in ids:
+        assert container.kill("KILL", "--exec-id", id).returncode == 0
+    until(lambda: len(container.pids()) == 1, "the execs end")
+    for id in ids:
+        container.daemon.ctr("tasks", "rm", "--exec-id", id, container.id)
+    for path in container.daemon.machine.root.glob("run/containerd/fifo/*"):
+        if any((path / f"{id}-stdout").exists() for id in ids):
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what ctr leaves of an exec that another one deletes."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _descriptors(containerd: Containerd) -> Counter[str]:
+    """What the shims have open, by kind of file."""
+    found: Counter[str] = Counter()
+    for pid in containerd.shims():
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            found[os.readlink(entry).partition(":")[0]] += 1
+    return found
+
+
+# 16: pid reuse
+
+
+def test_demand_16_a_reused_pid_is_safe(sleeper: Container, tmp_path: Path) -> None:
+    """A signal to an exec that has ended goes to nobody, whoever has its pid now."""
+    with sleeper.daemon.events() as log:
+        options = ["--detach", "--fifo-dir", str(tmp_path)]
+        assert sleeper.exec("true", id="gone", options=options).returncode == 0
+        pid = log.wait_for(sleeper.id, EXIT)[-1].fields["pid"]
+    with _with_pid(pid) as victim:
+        try:
+            done = sleeper.kill("KILL", "--exec-id", "gone")
+            assert done.returncode == 1
+            assert done.stderr.endswith(b"not found\n")
+            assert victim.poll() is None
+        finally:
+            victim.kill()
+    assert sleeper.daemon.ctr("tasks", "rm", "--exec-id", "gone", sleeper.id).returncode == 0
+
+
+def _with_pid(pid: int) -> subprocess.Popen[bytes]:
+    """A process with that pid, which is free: tried until no other program takes it first."""
+
+    def attempt() -> subprocess.Popen[bytes] | None:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "1000"])
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.wait()
+        return None
+
+    found = until(attempt, f"a process with the pid {pid}")
+    assert found is not None
+    return found
+
+
+# 19: socket safety
+
+_ASK = """
+import socket, sys
+caller = socket.socket(socket.AF_UNIX)
+caller.settimeout(5)
+caller.connect(sys.argv[1])
+caller.sendall(bytes.fromhex(sys.argv[2]))
+print(caller.recv(1))
+"""
+# A request to a service that does not exist: anybody who is let in gets an answer.
+_REQUEST = (b"\0\0\0\x06\0\0\0\x01\x01\0" + b"\x0a\x01s\x12\x01m").hex()
+
+
+def test_demand_19_sockets_are_files_of_root(containerd: Containerd) -> None:
+    before = containerd.sockets()
+    with containerd.living():
+        folder = containerd.machine.root / "run/containerd/s"
+        made = [folder / name for name in containerd.sockets() - before]
+        assert len(made) == 1
+        for path in (folder, *made):
+            assert path.stat().st_mode & 0o077 == 0
+            assert path.stat().st_uid == 0
+        owned = _socket_inodes(containerd)
+        rows = map(str.split, Path("/proc/net/unix").read_text().splitlines()[1:])
+        names = {row[7] for row in rows if row[6] in owned and len(row) > 7}
+        assert f"/run/containerd/s/{made[0].name}" in names
+        assert not [name for name in names if name.startswith("@")]
+    assert containerd.sockets() == before
+
+
+def _socket_inodes(containerd: Containerd) -> set[str]:
+    """The inode numbers of the sockets that the shims have open."""
+    found = set()
+    for pid in containerd.shims():
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            kind, _, inode = os.readlink(entry).partition(":")
+            if kind == "socket":
+                found.add(inode.strip("[]"))
+    return found
+
+
+def test_demand_19_strangers_are_refused(containerd: Containerd) -> None:
+    """By the files' modes; and, were these wrong, by who they are."""
+    before = containerd.sockets()
+    with containerd.living() as container:
+        (name,) = containerd.sockets() - before
+        folder = containerd.machine.root / "run/containerd/s"
+        assert b"PermissionError" in _ask(containerd, name, "65534").stderr
+        modes = {path: path.stat().st_mode for path in (folder, folder / name)}
+        try:
+            for path in modes:
+                path.chmod(0o777)
+            assert _ask(containerd, name, "0").stdout == b"b'\\x00'\n"
+            stranger = _ask(containerd, name, "65534")
+            assert stranger.stdout == b"b''\n" or b"ConnectionResetError" in stranger.stderr
+        finally:
+            for path, mode in modes.items():
+                path.chmod(mode)
+        assert container.exec("true").returncode == 0
+
+
+def _ask(containerd: Containerd, name: str, user: str) -> Result:
+    """What a user gets from a socket."""
+    drop = ["setpriv", f"--reuid={user}", "--clear-groups", "/usr/bin/env", "-i"]
+    call = ["/usr/bin/python3", "-c", _ASK, f"/run/containerd/s/{name}", _REQUEST]
+    return finish(containerd.machine.inside(*drop, *call))
+
+
+# 20: shim death
+
+
+def test_demand_20_the_death_of_every_shim(own_containerd: Containerd) -> None:
+    """Containers without a parent are ended, told, and cleaned up; the next one runs."""
+    containerd = own_containerd
+    containerd.do("images", "import", str(containerd.rootfs.image))
+    with containerd.events() as log:
+        containers = [_on_image(containerd) for _ in range(3)]
+        pids = [container.pid for container in containers]
+        for pid in containerd.shims():
+            os.kill(pid, signal.SIGKILL)
+        for container, pid in zip(containers, pids, strict=True):
+            seen = log.wait_for(container.id, "/tasks/delete")
+            assert exits(seen) == {"": 1}
+            assert [(e.fields["pid"], e.status) for e in seen[-2:]] == [(pid, 137)] * 2
+        until(lambda: not any(map(is_alive, pids)), "the containers end")
+        until(lambda: not containerd.states(), "the tasks are gone")
+    assert containerd.run("echo", "words").stdout == b"words\n"
+    for container in containers:
+        containerd.do("containers", "rm", container.id)
+    containerd.do("images", "rm", "--sync", IMAGE)
+
+
+def _on_image(containerd: Containerd) -> Container:
+    """A container whose root is a mount of the shim's."""
+    container = Container(containerd, new_id())
+    line = containerd.run_line(container.id, "sleep", "1000", options=["--null-io", "--detach"])
+    position = line.index("--rootfs")
+    line[position : position + 2] = [IMAGE]
+    assert finish(line).returncode == 0
+    return container
