@@ -4,9 +4,9 @@
  * clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,undefined -fsanitize-trap=undefined \
  *     -DVERSION='""' -DPYTHON='""' -c -o build/launcher_response.o tests/fuzz/launcher_response.c
  * clang++ -o build/launcher_response build/launcher_response.o LIBDIR/libFuzzer.a
- * build/launcher_response -max_len=256 tests/fuzz/launcher_response
+ * build/launcher_response -max_len=256 NEW_INPUTS tests/fuzz/launcher_response
  *
- * LIBDIR is what `llvm-config --libdir` says. Or, in one step, with LLVM's runtime libraries:
+ * LIBDIR is what `llvm-config --libdir` says; NEW_INPUTS is an empty directory. Or, in one step, with LLVM's runtime libraries:
  * clang -fsanitize=fuzzer,address,undefined.
  */
 
