@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from functools import partial
+from traceback import format_exception
 from typing import IO
 
 
 def main() -> None:
     """Do what the command line says, print the answer, and exit with its status."""
     stdout, stderr = _take(1), _take(2)
-    sys.excepthook = partial(traceback.print_exception, file=os.fdopen(stderr.fileno(), "w"))
+    sys.excepthook = lambda _, error, __: _write(
+        stderr, "".join(format_exception(error)).encode(errors="replace")
+    )
     from shim.launching import answer_to
 
     outcome = answer_to([os.fsencode(word) for word in sys.argv[1:]])
-    for stream, text in ((stdout, outcome.stdout), (stderr, outcome.stderr)):
-        stream.write(text)
-        stream.flush()
+    _write(stderr, outcome.stderr)
+    _write(stdout, outcome.stdout)
     sys.exit(outcome.status)
 
 
@@ -33,6 +33,11 @@ def _take(descriptor: int) -> IO[bytes]:
     os.dup2(null, descriptor, inheritable=False)
     os.close(null)
     return stream
+
+
+def _write(stream: IO[bytes], text: bytes) -> None:
+    stream.write(text)
+    stream.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
@@ -92,10 +93,12 @@ def ask(
 def listening_descriptors() -> tuple[int, ...]:
     """The socket that a daemon of 2017 hands on, when there is one."""
     try:
-        found = socket.socket(fileno=os.dup(INHERITED))
+        is_socket = stat.S_ISSOCK(os.fstat(INHERITED).st_mode)
     except OSError:
         return ()
-    with found:
+    if not is_socket:
+        return ()
+    with socket.socket(fileno=os.dup(INHERITED)) as found:
         accepts = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         return (INHERITED,) if found.family == socket.AF_UNIX and accepts else ()
 
