@@ -45,6 +45,7 @@ _EVENT_TO_PB: Final = {
     EventType.START: types_pb2.Event.START,
     EventType.EXEC_ADDED: types_pb2.Event.EXEC_ADDED,
     EventType.PAUSED: types_pb2.Event.PAUSED,
+    EventType.OOM: types_pb2.Event.OOM,
     EventType.EXIT: types_pb2.Event.EXIT,
 }
 _EVENT_FROM_PB: Final[dict[int, EventType]] = {pb: kind for kind, pb in _EVENT_TO_PB.items()}
