@@ -172,7 +172,9 @@ def test_checkpoint_options_of_both_times() -> None:
         "image_path": "/i",
         "work_path": "/w",
     }
-    wanted = CheckpointRequest("/image", "/w", True, True, True, True, True, ("network",))
+    wanted = CheckpointRequest(
+        "/image", True, True, True, True, True, ("network",), work="/w"
+    )
     for name, kind in (
         (CHECKPOINT, runc_pb2.CheckpointOptions),
         (OLD_CHECKPOINT, linux_pb2.CheckpointOptions),

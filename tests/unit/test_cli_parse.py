@@ -25,6 +25,7 @@ from shim.model import (
     CreateRequest,
     Exit,
     ProcessInfo,
+    RuntimeOptions,
     Status,
     Stdio,
 )
@@ -79,9 +80,9 @@ def test_every_command_explains_itself(name: str) -> None:
     assert main.commands[name].help
 
 
-def test_commands_are_those_of_the_service_and_run() -> None:
+def test_commands_are_those_of_the_service_run_and_the_host() -> None:
     names = "create start exec kill pause resume state ps events delete checkpoint restore pty"
-    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run"}
+    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run", "host"}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,9 @@ def test_create(recorder: type[Recorder], tmp_path: Path) -> None:
     place = str(tmp_path)
     done = invoke("create", "--id", "box", "--bundle", place, "-t", "--stdout", str(fifo))
     assert done.output == "7\n"
-    expected = CreateRequest("box", place, "runc", Stdio(True, stdout=str(fifo)))
+    expected = CreateRequest(
+        "box", place, Stdio(True, stdout=str(fifo)), RuntimeOptions("runc")
+    )
     assert recorder.calls[1] == ("create", expected)
 
 
@@ -126,7 +129,7 @@ def test_restore_is_create_from_a_checkpoint(recorder: type[Recorder], tmp_path:
     recorder.answers["create"] = 7
     place = str(tmp_path)
     args = ("--id", "box", "--bundle", place, "--runtime", "/crun")
-    expected = CreateRequest("box", place, "/crun", Stdio(), checkpoint=place)
+    expected = CreateRequest("box", place, Stdio(), RuntimeOptions("/crun"), checkpoint=place)
     assert json.loads(invoke("restore", *args, "--json", place).output) == {"pid": 7}
     assert invoke("create", *args, "--checkpoint", place).exit_code == 0
     assert recorder.calls[1::2] == [("create", expected)] * 2

@@ -36,11 +36,12 @@ from shim.model import (
     EventType,
     Exit,
     ProcessInfo,
+    RuntimeOptions,
     Status,
     Stdio,
 )
 
-CREATE = CreateRequest("box", "/b", "runc", Stdio(stdout="/b/out"))
+CREATE = CreateRequest("box", "/b", Stdio(stdout="/b/out"), RuntimeOptions("runc"))
 STATE = ContainerState(
     "box", "/b", 7, Status.RUNNING, (ProcessInfo(7, Status.RUNNING, args=("sh",)),)
 )
