@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from typing import ClassVar
 
 from Cython.Build import cythonize
 from setuptools import Command, Extension, setup
@@ -36,7 +37,7 @@ class BuildLauncher(Command):
     So each way to install, also an editable one, puts it into the environment's bin.
     """
 
-    user_options = ()
+    user_options: ClassVar = [("build-dir=", "d", "directory to compile into")]
 
     def initialize_options(self):
         self.build_dir = None
@@ -52,7 +53,7 @@ class BuildLauncher(Command):
         self._compile(os.path.join(self.build_dir, "containerd-shim-dense-v2"))
 
     def _compile(self, target):
-        """Without shared libraries where libc allows that: it then starts in half the time."""
+        """Without shared libraries where libc allows that: it is a fifth faster then."""
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
         facts = {"VERSION": self.distribution.get_version(), "PYTHON": sys.executable}
         command = [

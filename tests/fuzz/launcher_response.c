@@ -6,8 +6,8 @@
  * clang++ -o build/launcher_response build/launcher_response.o LIBDIR/libFuzzer.a
  * build/launcher_response -max_len=256 NEW_INPUTS tests/fuzz/launcher_response
  *
- * LIBDIR is what `llvm-config --libdir` says; NEW_INPUTS is an empty directory. Or, in one step, with LLVM's runtime libraries:
- * clang -fsanitize=fuzzer,address,undefined.
+ * LIBDIR is what `llvm-config --libdir` says, NEW_INPUTS an empty directory. With LLVM's runtime
+ * libraries it is one step: clang -fsanitize=fuzzer,address,undefined.
  */
 
 #define main launcher_main
