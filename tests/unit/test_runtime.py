@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -17,11 +18,12 @@ from shim.errors import (
     NotFound,
     RuntimeFailed,
 )
-from shim.model import CheckpointRequest
+from shim.model import CheckpointRequest, Launcher, RuntimeOptions
 from shim.runtime import Runtime, read_pid, runtime_environment
 from tests.fakes.spawner import Spawner
 
 FAKE = Path(__file__).parent.parent / "fakes" / "runtime"
+OURSELVES = Launcher(os.environ)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def spawner():
 
 @pytest.fixture
 def fake(bundle, spawner):
-    return Runtime(str(FAKE), bundle, spawner, os.environ)
+    return Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, OURSELVES)
 
 
 @pytest.fixture
@@ -100,21 +102,41 @@ async def test_checkpoint(fake, bundle, request_, flags):
     assert argv(bundle) == ["checkpoint", *paths, *flags, "c1"]
 
 
+async def test_checkpoint_with_a_work_directory_of_the_callers(fake, bundle):
+    await fake.checkpoint("c1", CheckpointRequest("/image", exit=True, work="/w"))
+    assert argv(bundle) == ["checkpoint", "--image-path", "/image", "--work-path", "/w", "c1"]
+
+
+async def test_update_gives_the_resources_on_stdin(fake, bundle):
+    behave(bundle, 'cat >"$bundle/resources"')
+    await fake.update("c1", b'{"pids": {"limit": 7}}')
+    assert argv(bundle) == ["update", "--resources", "-", "c1"]
+    assert (bundle / "resources").read_bytes() == b'{"pids": {"limit": 7}}'
+
+
+async def test_features_are_about_no_container(fake, bundle):
+    behave(bundle, """echo '{"ociVersionMin": "1.0.0"}'""")
+    assert json.loads(await fake.features()) == {"ociVersionMin": "1.0.0"}
+    assert argv(bundle) == ["features"]
+
+
 CONSOLE = ["--console-socket", "/run/c"]
 
 
 @pytest.mark.parametrize(
-    ("options", "flags"),
+    ("socket", "options", "flags"),
     [
-        ({}, []),
-        ({"console_socket": Path("/run/c"), "no_pivot": True}, [*CONSOLE, "--no-pivot"]),
+        (None, {}, []),
+        (Path("/run/c"), {"no_pivot": True}, [*CONSOLE, "--no-pivot"]),
+        (None, {"no_new_keyring": True}, ["--no-new-keyring"]),
     ],
 )
-async def test_create_and_restore(fake, bundle, spawner, null, options, flags):
+async def test_create_and_restore(bundle, spawner, null, socket, options, flags):
+    fake = Runtime(RuntimeOptions(str(FAKE), **options), bundle, spawner, OURSELVES)
     paths = ["--bundle", str(bundle), "--pid-file", f"{bundle}/init.pid", *flags]
-    assert await fake.create("c1", null, **options) is spawner.children[0]
+    assert await fake.create("c1", null, socket) is spawner.children[0]
     assert argv(bundle) == ["create", *paths, "c1"]
-    await fake.restore("c1", Path("/image"), null, **options)
+    await fake.restore("c1", Path("/image"), null, socket)
     image = ["--image-path", "/image", "--work-path", f"{bundle}/work", "--detach"]
     assert argv(bundle) == ["restore", *image, *paths, "c1"]
     assert [child.releases for child in spawner.children] == [0, 0]
@@ -141,10 +163,46 @@ async def test_a_process_gets_the_descriptors_it_is_given(fake, bundle, null):
 
 async def test_the_runtime_dies_with_the_keeper_and_gets_a_small_environment(bundle, spawner):
     env = {"PATH": os.environ["PATH"], "NOTIFY_SOCKET": "/run/n", "LISTEN_FDS": "1", "HOME": "/h"}
-    await Runtime(str(FAKE), bundle, spawner, env).start("c1")
+    await Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, Launcher(env)).start("c1")
     [command] = spawner.commands
     assert command.death_signal == 9
     assert command.env == runtime_environment(env) == {"PATH": env["PATH"], "HOME": "/h"}
+
+
+async def test_the_runtime_has_what_the_launcher_has_handed_down(bundle, spawner):
+    launcher = Launcher(os.environ, umask=0o027, limits={7: (100, 200)})
+    joins = ("/sys/fs/cgroup/of/the/launcher/cgroup.procs",)
+    await Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, launcher, joins).start("c1")
+    [command] = spawner.commands
+    assert (command.umask, command.limits, command.joins) == (0o027, {7: (100, 200)}, joins)
+
+
+async def test_one_that_is_expected_back_is_refused_by_its_commands(bundle, spawner):
+    options = RuntimeOptions("bin/runc")
+    runtime = Runtime(options, bundle, spawner, OURSELVES, expected=True)
+    with pytest.raises(InvalidArgument, match=f"{bundle}/bin/runc: No such file"):
+        await runtime.start("c1")
+    (bundle / "bin").mkdir()
+    shutil.copy(FAKE, bundle / "bin" / "runc")
+    await runtime.start("c1")
+
+
+async def test_another_spawner_takes_the_same_commands(fake, bundle, spawner):
+    other = Spawner()
+    await fake.using(other).start("c1")
+    assert ([command.argv[-1] for command in other.commands], spawner.commands) == (["c1"], [])
+    await fake.start("c2")
+    assert [command.argv[-1] for command in spawner.commands] == ["c2"]
+
+
+async def test_what_all_commands_are_told(bundle, spawner):
+    options = RuntimeOptions(str(FAKE), root="/run/containerd/runc/k8s.io", systemd_cgroup=True)
+    await Runtime(options, bundle, spawner, OURSELVES).start("c1")
+    [command] = spawner.commands
+    assert command.argv[1:] == (
+        "--root", "/run/containerd/runc/k8s.io", "--log", f"{bundle}/log.json",
+        "--log-format", "json", "--systemd-cgroup", "start", "c1",
+    )  # fmt: skip
 
 
 async def test_state_is_what_the_runtime_prints_on_stdout(fake, bundle):
@@ -198,13 +256,27 @@ async def test_what_the_runtime_says_decides_the_error(fake, bundle, spawner, me
     with pytest.raises(error) as caught:
         await fake.start("c1")
     assert type(caught.value) is error
-    assert str(caught.value) == f"runtime start of c1 failed (exit status 1): {message}"
+    assert str(caught.value) == f"OCI runtime start failed: {message}"
     assert spawner.children[0].releases == 1
+
+
+WORDINGS = [
+    (lambda r: r.delete("c1"), "failed to delete task: broken"),
+    (lambda r: r.kill("c1", 9, all=True), "OCI runtime killall failed: broken"),
+    (lambda r: r.pause("c1"), "OCI runtime pause failed: broken"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WORDINGS)
+async def test_clients_know_the_wording_of_failures(fake, bundle, call, message):
+    behave(bundle, "log broken; exit 1")
+    with pytest.raises(RuntimeFailed, match=f"^{message}$"):
+        await call(fake)
 
 
 async def test_a_failed_create_is_released_once(fake, bundle, spawner, null):
     behave(bundle, "log broken; exit 3")
-    with pytest.raises(RuntimeFailed, match=r"create of c1 .*status 3.*broken"):
+    with pytest.raises(RuntimeFailed, match=r"^OCI runtime create failed: broken$"):
         await fake.create("c1", null)
     assert spawner.children[0].releases == 1
 
@@ -214,7 +286,7 @@ async def test_only_what_this_command_logged_counts(fake, bundle):
     with pytest.raises(RuntimeFailed, match="old"):
         await fake.start("c1")
     behave(bundle, "exit 1")
-    with pytest.raises(RuntimeFailed, match="no message"):
+    with pytest.raises(RuntimeFailed, match="exit status 1, logging nothing"):
         await fake.start("c1")
 
 
@@ -268,7 +340,7 @@ async def test_a_runtime_that_cannot_be_executed(bundle, spawner):
     broken = bundle / "broken"
     broken.write_text("#!/missing/interpreter\n")
     broken.chmod(0o755)
-    runtime = Runtime(str(broken), bundle, spawner, os.environ)
+    runtime = Runtime(RuntimeOptions(str(broken)), bundle, spawner, OURSELVES)
     with pytest.raises(InvalidArgument, match=f"{broken}.*No such file"):
         await runtime.start("c1")
     assert spawner.children[0].releases == 1
@@ -300,18 +372,21 @@ async def test_no_descriptor_stays_open(fake, bundle):
 async def test_a_name_is_searched_in_path_and_a_relative_path_in_the_bundle(bundle, spawner):
     (bundle / "bin").mkdir()
     shutil.copy(FAKE, bundle / "bin" / "runc")
-    env = {"PATH": f"/missing:{bundle}/bin:{os.environ['PATH']}"}
+    launcher = Launcher({"PATH": f"/missing:{bundle}/bin:{os.environ['PATH']}"})
     for command in ("runc", "", "bin/runc", f"{bundle}/bin/runc"):
-        await Runtime(command, bundle, spawner, env).start("c1")
+        await Runtime(RuntimeOptions(command), bundle, spawner, launcher).start("c1")
     assert {command.argv[0] for command in spawner.commands} == {f"{bundle}/bin/runc"}
 
 
-@pytest.mark.parametrize("command", ["no-such-runtime", "/missing/runc", "./plain", ".", "a\0"])
-def test_a_runtime_that_is_not_there_is_refused_by_name(bundle, spawner, command):
+REFUSED = {name: f'no runtime "{name}"' for name in ("no-such", "/missing/runc", "./plain", ".")}
+REFUSED["a\0"] = r"the runtime 'a\x00' holds NUL"
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED.items())
+def test_a_runtime_that_is_not_there_is_refused_by_name(bundle, spawner, command, message):
     (bundle / "plain").touch(mode=0o644)
-    with pytest.raises(InvalidArgument) as caught:
-        Runtime(command, bundle, spawner, {"PATH": "/usr/bin"})
-    assert repr(command) in str(caught.value)
+    with pytest.raises(InvalidArgument, match=re.escape(message)):
+        Runtime(RuntimeOptions(command), bundle, spawner, Launcher({"PATH": "/usr/bin"}))
 
 
 @pytest.mark.parametrize(("text", "pid"), [("1", 1), ("4194304", 4194304), ("77\n", 77)])
@@ -341,7 +416,7 @@ def test_a_pid_file_that_is_not_there_or_no_file(tmp_path):
 def real(request, bundle, spawner):
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    return Runtime(request.param, bundle, spawner, os.environ)
+    return Runtime(RuntimeOptions(request.param), bundle, spawner, OURSELVES)
 
 
 @pytest.mark.parametrize("command", ["start", "delete", "pause", "resume", "state"])
@@ -356,7 +431,7 @@ async def test_real_runtimes_refuse_a_bundle_without_a_configuration(real, null)
 
 
 async def test_a_real_container_from_create_to_delete(bundle, spawner, null):
-    runtime = Runtime("runc", bundle, spawner, os.environ)
+    runtime = Runtime(RuntimeOptions(), bundle, spawner, OURSELVES)
     id = f"denseshim-test-{uuid.uuid4().hex[:8]}"
     make_bundle(bundle)
     await runtime.create(id, null)
