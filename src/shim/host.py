@@ -88,6 +88,7 @@ def run(
     """
     if os.geteuid() != 0:
         raise CannotStart("must run as root")
+    _refuse_beside_another(directory)
     _close_all_but(ready)
     os.chdir("/")
     os.umask(0o022)
@@ -167,6 +168,14 @@ def _make_cookie() -> None:
     if libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PROCESS_GROUP, 0) != 0:
         number = ctypes.get_errno()
         raise CannotStart(f"SCHED_CORE is set, but prctl(2) refuses: {os.strerror(number)}")
+
+
+def _refuse_beside_another(directory: Path) -> None:
+    """A pair whose door is open is not about to end: the lock need not be waited for."""
+    door = pair.connect(directory)
+    if door is not None:
+        door.close()
+        raise CannotStart(f"a shim is alive in {directory}; call it, or stop it")
 
 
 def _close_all_but(ready: int | None) -> None:
