@@ -121,7 +121,7 @@ def program(tmp_path: Path) -> Callable[[str], Path]:
 
     def make(ready: str) -> Path:
         path = tmp_path / "logs to"
-        path.write_text(PROGRAM.replace("{path}", f'"{path}"').replace("{ready}", READY[ready]))
+        path.write_text(PROGRAM.replace("{ready}", READY[ready]).replace("{path}", f'"{path}"'))
         path.chmod(0o755)
         return path
 
@@ -315,20 +315,22 @@ async def test_an_empty_stderr_is_skipped_beside_a_logging_program(
     assert (beside(path, "3").read_text(), beside(path, "4").read_text()) == ("out\n", "")
 
 
-async def test_the_last_line_reaches_a_program_that_is_slow(
-    box: Box, program: Callable[[str], Path]
-) -> None:
+async def test_the_last_line_reaches_a_program_that_is_slow(box: Box, tmp_path: Path) -> None:
     """Demand 6: it is not asked to end before it has read what is there."""
-    path = program("a byte")
-    child, streams = await box.run(both(uri("binary", path)), "seq 10000")
-    os.kill(pid := pid_of(path), signal.SIGSTOP)
+    path = tmp_path / "slow"
+    path.write_text(f"#!/bin/sh\necho $$ > {path}-pid; echo >&5\nexec cat <&3 >{path}-3 5>&-\n")
+    path.chmod(0o755)
+    with box.builder(both(uri("binary", path))) as builder:
+        descriptors = await builder.open()
+        os.kill(pid_of(path), signal.SIGSTOP)
+        child = await box.shell("seq 10000", descriptors)
     assert (await child.wait()).status == 0
-    draining = asyncio.ensure_future(streams.drain("the test"))
-    await asyncio.sleep(0)
-    os.kill(pid, signal.SIGCONT)
+    draining = asyncio.ensure_future(builder.stdio.drain("the test"))
+    await asyncio.wait((draining,), timeout=0.2)  # a SIGTERM would be there by now
+    os.kill(pid_of(path), signal.SIGCONT)
     await draining
-    assert beside(path, "3").read_text().splitlines()[-1] == "10000"
-    assert is_gone(pid)
+    assert beside(path, "3").read_text().split() == [str(number) for number in range(1, 10001)]
+    assert is_gone(pid_of(path))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,13 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
-from shim.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from shim.keeper.client import KeeperClient, Spawn
 from shim.keeper.command import Command
 from shim.stdio import Descriptors, Place, Scheme, pipe_between_children
@@ -109,7 +115,7 @@ class Logger:
         return self._child.exited.done()
 
     async def _signal(self, number: int) -> None:
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, Unavailable):  # it has ended; the keeper has
             await self._child.signal(number)
 
 
