@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime", "service", "store"},
     "front": BASE | {"api", "blocking", "bootstrap", "keeper", "notify", "oom", "pair", "service"},
     "orphans": set(),
-    "launch": {"shim", "keeper", "mounts"},
+    "launch": {"shim", "detach", "errors", "keeper", "launching", "mounts", "orphans", "pair"}
+    | {"syscalls"},
     "bootstrap": {"_pb", "errors", "model"},
     "notify": set(),
     "door": {"_pb", "errors"},
