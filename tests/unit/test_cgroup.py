@@ -124,6 +124,20 @@ def test_a_cgroup_that_is_gone_has_no_processes(mount, make):
     assert Cgroup(str(path)).pids() == []
 
 
+def test_a_file_whose_cgroup_goes_while_it_is_open_is_absent(mount, make, monkeypatch):
+    path, real_open = make(mount), os.open
+
+    def open_too_late(name, flags):
+        descriptor = real_open(name, flags)
+        path.rmdir()
+        return descriptor
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", open_too_late)
+        assert cgroup.content(f"{path}/cgroup.procs") == b""
+    assert cgroup.content(f"{path}/cgroup.procs") == b""
+
+
 def test_a_process_that_is_gone_has_none():
     child = subprocess.Popen(["true"])
     child.wait()
