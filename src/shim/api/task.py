@@ -98,8 +98,7 @@ class TaskService:
         if request.exec_id:
             pid = await container.start_exec(request.exec_id, call.id)
             return task_pb2.StartResponse(pid=pid)
-        if not _is_done(container, call):
-            await container.start(call.id)
+        await container.start(call.id)
         return task_pb2.StartResponse(pid=container.init.pid)
 
     async def delete(self, call: Call, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
@@ -120,30 +119,24 @@ class TaskService:
         return Empty()
 
     async def pause(self, call: Call, request: task_pb2.PauseRequest) -> Empty:
-        container = self._find(call, request.id)
-        if not _is_done(container, call):
-            await container.pause(call.id)
+        await self._find(call, request.id).pause(call.id)
         return Empty()
 
     async def resume(self, call: Call, request: task_pb2.ResumeRequest) -> Empty:
-        container = self._find(call, request.id)
-        if not _is_done(container, call):
-            await container.resume(call.id)
+        await self._find(call, request.id).resume(call.id)
         return Empty()
 
     async def update(self, call: Call, request: task_pb2.UpdateTaskRequest) -> Empty:
         container = self._find(call, request.id)
         _json(request.resources.value)
-        if not _is_done(container, call):
-            await container.update(request.resources.value, call.id)
+        await container.update(request.resources.value, call.id)
         return Empty()
 
     async def checkpoint(self, call: Call, request: task_pb2.CheckpointTaskRequest) -> Empty:
         container = self._find(call, request.id)
         options = request.options if request.HasField("options") else None
         asked = decode_checkpoint(options, request.path)
-        if not _is_done(container, call):
-            await container.checkpoint(asked, call.id)
+        await container.checkpoint(asked, call.id)
         return Empty()
 
     # -- processes
@@ -217,11 +210,6 @@ class TaskService:
             call.answer(Empty())
             await self._groups.close(group)
         return Empty()
-
-
-def _is_done(container: Container, call: Call) -> bool:
-    """Whether an earlier front has done this very call."""
-    return container.facts.request == call.id != 0
 
 
 def _create_from_pb(message: task_pb2.CreateTaskRequest) -> CreateRequest:

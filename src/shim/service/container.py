@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shim.errors import (
@@ -186,13 +186,24 @@ class Container:
 
     # -- commands
 
-    @contextlib.asynccontextmanager
-    async def _command(self, operation: Operation, request: int) -> AsyncIterator[Runtime]:
-        """The container's turn, checked against its state, with its intent written down."""
+    async def _command(
+        self,
+        operation: Operation,
+        request: int,
+        run: Callable[[Runtime], Awaitable[object]],
+        type: EventType | None,
+    ) -> None:
+        """Have the runtime do something, in the container's turn, with its intent written down.
+
+        Nothing is done when an earlier front has done it for this very `request`.
+        """
         async with self.turn:
+            if request and self.facts.request == request:
+                return
             check(operation, self.status, self.facts.id)
             try:
-                yield self.runtime.using(self._spawn_as(operation.value, request))
+                await run(self.runtime.using(self._spawn_as(operation.value, request)))
+                self._took_effect(_LEADS_TO.get(operation, self.facts.status), type)
             finally:
                 self.facts.intent = {}
                 self.save()
@@ -216,18 +227,22 @@ class Container:
     async def start(self, request: int = 0) -> None:
         """Run the program of the created container. Raises FailedPrecondition, RuntimeFailed.
 
-        request: the call, 0 if it is none that may come twice.
+        request: the call, 0 if it is none that may come twice; so below.
         """
         if self.facts.restored and self.init.alive:
             self._start_restored()
             return
-        async with self._command(Operation.START, request) as runtime:
-            self.init.announced = False
-            try:
-                await runtime.start(self.facts.id)
-                self._took_effect(Status.RUNNING, EventType.START)
-            finally:
-                self.announce_init()
+        await self._command(Operation.START, request, self._start, EventType.START)
+        self.announce_init()
+
+    async def _start(self, runtime: Runtime) -> None:
+        """An exit that comes meanwhile is told after the start, or after its failure."""
+        self.init.announced = False
+        try:
+            await runtime.start(self.facts.id)
+        except BaseException:
+            self.announce_init()
+            raise
 
     def _start_restored(self) -> None:
         """A restored container runs since Create; its caller starts it all the same."""
@@ -236,27 +251,36 @@ class Container:
 
     async def pause(self, request: int = 0) -> None:
         """Suspend every process. Raises FailedPrecondition, RuntimeFailed."""
-        async with self._command(Operation.PAUSE, request) as runtime:
-            await runtime.pause(self.facts.id)
-            self._took_effect(Status.PAUSED, EventType.PAUSED)
+        await self._command(
+            Operation.PAUSE, request, lambda runtime: runtime.pause(self.facts.id), EventType.PAUSED
+        )
 
     async def resume(self, request: int = 0) -> None:
         """Let every process go on. Raises FailedPrecondition, RuntimeFailed."""
-        async with self._command(Operation.RESUME, request) as runtime:
-            await runtime.resume(self.facts.id)
-            self._took_effect(Status.RUNNING, EventType.RESUMED)
+        await self._command(
+            Operation.RESUME,
+            request,
+            lambda runtime: runtime.resume(self.facts.id),
+            EventType.RESUMED,
+        )
 
     async def update(self, resources: bytes, request: int = 0) -> None:
         """Set its resources, an OCI LinuxResources as JSON. Raises as `pause` does."""
-        async with self._command(Operation.UPDATE, request) as runtime:
-            await runtime.update(self.facts.id, resources)
-            self._took_effect(self.facts.status, None)
+        await self._command(
+            Operation.UPDATE,
+            request,
+            lambda runtime: runtime.update(self.facts.id, resources),
+            None,
+        )
 
     async def checkpoint(self, asked: CheckpointRequest, request: int = 0) -> None:
         """Write an image of the container. Raises InvalidArgument, RuntimeFailed."""
-        async with self._command(Operation.CHECKPOINT, request) as runtime:
-            await checkpoint.write(self.home.host.pool, runtime, self.facts, asked)
-            self._took_effect(self.facts.status, None)
+        await self._command(
+            Operation.CHECKPOINT,
+            request,
+            lambda runtime: checkpoint.write(self.home.host.pool, runtime, self.facts, asked),
+            None,
+        )
 
     # -- its processes
 
@@ -382,6 +406,11 @@ class Container:
         self.announce_init()
 
 
+_LEADS_TO = {
+    Operation.START: Status.RUNNING,
+    Operation.PAUSE: Status.PAUSED,
+    Operation.RESUME: Status.RUNNING,
+}
 _TELLS = {
     Operation.START.value: EventType.START,
     Operation.PAUSE.value: EventType.PAUSED,

@@ -199,7 +199,12 @@ class Tasks:
         return await self._delete(container, answer)
 
     async def _delete(self, container: Container, answer: Callable[[Exit], None]) -> Exit:
-        ended = await container.delete(answer)
+        try:
+            ended = await container.delete(answer)
+        except NotFound:
+            if container.init.exit is None:
+                raise
+            return container.init.exit  # another call has done it meanwhile
         container.home.record.destroy()
         self._containers.pop(_key_of(container.facts), None)
         return ended
