@@ -120,9 +120,10 @@ cdef enum:
 cdef inline Request *request_find(Ttrpc *t, uint64_t id) noexcept nogil:
     """The unanswered request of that id; NULL: its caller has gone, or has its answer."""
     cdef uint32_t slot = <uint32_t>(id & (MOST_REQUESTS - 1))
-    if id == 0 or slot >= t.requests_used or t.requests[slot].id != id:
+    cdef Request *request = &t.requests[slot]
+    if id == 0 or slot >= t.requests_used or request.id != id:
         return NULL
-    return &t.requests[slot]
+    return NULL if t.connections[request.connection].broken else request
 
 
 cdef inline bint has_request_slot(Ttrpc *t) noexcept nogil:

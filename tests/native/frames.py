@@ -55,8 +55,12 @@ class Caller:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
+        try:
+            self.socket.connect(os.fspath(path))  # waits while the queue is full
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(os.fspath(path))
 
     def __enter__(self) -> Caller:
         return self
