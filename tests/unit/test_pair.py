@@ -345,3 +345,20 @@ def test_whoever_waited_while_a_directory_was_removed_has_a_new_one(directory: P
     door = pair.connect(directory)
     assert door is not None
     end(door)
+
+
+def test_a_lock_of_a_directory_that_was_removed_is_none(directory: Path) -> None:
+    """Else two might start a pair at once: the other one has the new directory's lock."""
+
+    def wait_for_it() -> bool:
+        with pair._starting(directory) as ours:
+            return ours
+
+    pair.make_private(directory)
+    with ThreadPoolExecutor() as pool:
+        with pair._starting(directory):
+            waits = pool.submit(wait_for_it)
+            wait_until(lambda: is_waiting(os.getpid()))
+            pair._remove(directory)
+        assert not waits.result()
+    assert not directory.exists()
