@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.containerd import Containerd
-from tests.containerd.guard import nothing_left_in
+from tests.containerd.guard import HERE, inside, nothing_left
 from tests.containerd.machine import machine
 from tests.containerd.rootfs import Rootfs
 from tests.containerd.support import RUNTIME, shim_binary, until
@@ -51,12 +51,19 @@ def containerd(
         yield daemon
 
 
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """In the place of the other tests' guard: shims here are the machines'."""
+    with nothing_left(HERE):
+        yield
+
+
 @pytest.fixture
 def own_containerd(
     tmp_path: Path, rootfs: Rootfs, search_path: tuple[Path, ...], clean: None
 ) -> Iterator[Containerd]:
     """A containerd for one test, which may kill and restart it, and its shims."""
-    with serving(tmp_path, rootfs, search_path) as daemon, nothing_left_in(daemon):
+    with serving(tmp_path, rootfs, search_path) as daemon, nothing_left(inside(daemon)):
         yield daemon
 
 
@@ -94,5 +101,5 @@ def remove_cgroups(name: str) -> None:
 @pytest.fixture(autouse=True)
 def clean_machine(containerd: Containerd, clean: None) -> Iterator[None]:
     """No test may leave a process, socket, FIFO, mount, bundle or state behind."""
-    with nothing_left_in(containerd):
+    with nothing_left(inside(containerd)):
         yield

@@ -35,10 +35,10 @@ disabled_plugins = [
 Result = subprocess.CompletedProcess[bytes]
 
 
-def finish(line: Sequence[str]) -> Result:
-    """Run a program without input to its end, whatever its status."""
+def finish(line: Sequence[str], limit: float = PATIENCE) -> Result:
+    """Run a program without input to its end, whatever its status, for at most `limit` s."""
     null = subprocess.DEVNULL
-    return subprocess.run(line, stdin=null, capture_output=True, timeout=PATIENCE)
+    return subprocess.run(line, stdin=null, capture_output=True, timeout=limit)
 
 
 class Containerd(Daemon):
@@ -51,7 +51,8 @@ class Containerd(Daemon):
     ) -> None:
         super().__init__(machine, folder, path)
         self.rootfs = rootfs
-        self.state = folder / "state"
+        # Holds a folder for each namespace, with one for each container.
+        self.bundles = folder / "state/io.containerd.runtime.v2.task"
         self.namespace = new_id()
         self._config = folder / "containerd.toml"
         self._config.write_text(_CONFIG.format(folder=folder, address=self.address))
@@ -77,10 +78,16 @@ class Containerd(Daemon):
         assert done.returncode == 0, f"ctr {' '.join(args)}: {done.stderr.decode()}"
         return done.stdout
 
-    def run_line(self, id: str, *command: str, options: Sequence[str] = ()) -> list[str]:
-        """The command line of a `ctr run`; `options` are ctr's."""
-        fixed = ["--runtime", RUNTIME, "--env", "PATH=/bin", "--rootfs", *options]
-        return self.line("run", *fixed, str(self.rootfs.path), id, *command)
+    def run_line(
+        self, id: str, *command: str, options: Sequence[str] = (), image: str = ""
+    ) -> list[str]:
+        """The command line of a `ctr run`; `options` are ctr's.
+
+        The root is the shared directory, or a mount on top of `image`.
+        """
+        root = [image] if image else ["--rootfs", str(self.rootfs.path)]
+        fixed = ["--runtime", RUNTIME, "--env", "PATH=/bin", *options]
+        return self.line("run", *fixed, *root, id, *command)
 
     def run(self, *command: str, options: Sequence[str] = (), id: str = "") -> Result:
         """Run a container to its end, and remove it."""

@@ -1,14 +1,23 @@
-"""What containers may leave behind in their machine: nothing."""
+"""What a test with containers may leave behind: nothing, in this process and in its machine.
+
+The machine on which it runs has other tests' containers, and shims, at the same time.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from tests.containerd.containerd import FIFOS, Containerd
-from tests.guard import PATIENCE
+from tests.containerd.support import PREFIX
+from tests.guard import KINDS, PATIENCE
+
+Look = Callable[[], set[str]]
 
 
 def _numbered(texts: Iterator[str]) -> set[str]:
@@ -18,19 +27,31 @@ def _numbered(texts: Iterator[str]) -> set[str]:
     }
 
 
-def _kinds(daemon: Containerd) -> dict[str, Callable[[], set[str]]]:
-    """How to look for each kind of trace.
+def _cgroups() -> set[str]:
+    """Cgroups of this process's containers; os.walk bears those that vanish meanwhile."""
+    tops = Path("/sys/fs/cgroup").glob(f"*/{PREFIX}*")
+    return {folder for top in tops for folder, _, _ in os.walk(top)}
+
+
+# The kinds of traces outside of all machines.
+HERE: Mapping[str, Look] = {
+    **{kind: KINDS[kind] for kind in ("descriptors", "threads", "children", "mounts")},
+    "cgroups": _cgroups,
+}
+
+
+def inside(daemon: Containerd) -> Mapping[str, Look]:
+    """How to look for each kind of trace in the daemon's machine; it must run.
 
     Shims are told by their command lines: one that has been started again is no trace.
     """
     machine = daemon.machine
-    bundles = f"{daemon.state}/io.containerd.runtime.v2.task"
     return {
         "shims": lambda: _numbered(iter(daemon.shims().values())),
         "mounts": machine.mounts,
         "sockets": daemon.sockets,
         "FIFOs": lambda: machine.files(FIFOS, 2),
-        "bundles": lambda: machine.files(bundles, 2),
+        "bundles": lambda: machine.files(str(daemon.bundles), 2),
         "runtime's containers": lambda: (
             machine.files("/run/containerd/runc", 2) | machine.files("/run/runc", 1)
         ),
@@ -41,15 +62,12 @@ def _kinds(daemon: Containerd) -> dict[str, Callable[[], set[str]]]:
 
 
 @contextlib.contextmanager
-def nothing_left_in(daemon: Containerd) -> Iterator[None]:
-    """Fail when the block leaves behind what is not gone within PATIENCE seconds.
-
-    containerd must run before and after it; docker's containers are among the tasks' bundles.
-    """
-    kinds = _kinds(daemon)
+def nothing_left(kinds: Mapping[str, Look]) -> Iterator[None]:
+    """Fail when the block leaves behind what is not gone within PATIENCE seconds."""
     before = {kind: look() for kind, look in kinds.items()}
     yield
     end = time.monotonic() + PATIENCE
     while left := {kind: new for kind, look in kinds.items() if (new := look() - before[kind])}:
         assert time.monotonic() < end, f"left behind: {left}"
+        gc.collect()  # as in tests.guard
         time.sleep(0.01)

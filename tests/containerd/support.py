@@ -18,13 +18,16 @@ RUNTIME: Final = os.environ.get("DENSESHIM_TEST_RUNTIME", PRODUCT)
 # How long anything may take before its test fails, in seconds.
 PATIENCE: Final = 30.0
 
+# What the ids of all this process's containers begin with.
+PREFIX: Final = f"denseshim-test-{os.getpid()}-"
+
 _numbers = itertools.count()
 _T = TypeVar("_T")
 
 
 def new_id() -> str:
     """An id that no other container has, and that the guards know as ours."""
-    return f"denseshim-test-{os.getpid()}-{next(_numbers)}"
+    return f"{PREFIX}{next(_numbers)}"
 
 
 def shim_binary(runtime: str) -> str:

@@ -96,10 +96,8 @@ def test_run_from_an_image(containerd: Containerd) -> None:
     """Its root is a mount that the shim makes, and takes away."""
     containerd.do("images", "import", str(containerd.rootfs.image))
     before = containerd.machine.mounts()
-    line = containerd.run_line(new_id(), "sh", "-c", "echo text > /file; cat /file")
-    position = line.index("--rootfs")
-    line[position : position + 2] = ["--rm", IMAGE]
-    done = finish(line)
+    script = "echo text > /file; cat /file"
+    done = finish(containerd.run_line(new_id(), "sh", "-c", script, options=["--rm"], image=IMAGE))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"text\n", b"")
     assert containerd.machine.mounts() == before
     containerd.do("images", "rm", "--sync", IMAGE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import select
 import signal
@@ -13,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from google.protobuf.any_pb2 import Any
 
+from shim._pb.containerd.task.v3.task_pb2 import ExecProcessRequest, StartRequest
+from shim.oci.spec import process
 from tests.containerd.containerd import Container, Containerd, Result, finish
 from tests.containerd.events import Event
 from tests.containerd.rootfs import IMAGE
@@ -29,8 +34,11 @@ from tests.containerd.support import (
     until,
 )
 from tests.containerd.terminal import Terminal
+from tests.containerd.ttrpc import ShimCaller, frame
 
 EXIT = "/tasks/exit"
+# The type of an exec's specification, as containerd's clients send it.
+PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LAST = 1_000_000
 # Asks for more memory at once than a container of 16 MB may have.
 HOG = ("dd", "if=/dev/zero", "of=/dev/null", "bs=100M")
@@ -92,8 +100,8 @@ def test_demand_04_concurrent_deletes_leave_nothing(containerd: Containerd) -> N
         id = _on_image(containerd).id
         delete = containerd.line("tasks", "rm", "--force", id)
         racing = [subprocess.Popen(delete, stderr=subprocess.DEVNULL) for _ in range(3)]
-        for process in racing:
-            process.wait(PATIENCE)
+        for racer in racing:
+            racer.wait(PATIENCE)
         assert id not in containerd.states()
         containerd.do("containers", "rm", id)
 
@@ -189,9 +197,16 @@ def _is_blocked_in_write(pid: int) -> bool:
 # 8: no big locks
 
 
-def test_demand_08_a_slow_create_holds_nobody_up(sleeper: Container, tmp_path: Path) -> None:
-    """While the runtime creates one container, another is asked for, exec'd in and started."""
+@pytest.mark.parametrize("listed", [False, True])
+def test_demand_08_a_slow_create_holds_nobody_up(
+    sleeper: Container, tmp_path: Path, listed: bool
+) -> None:
+    """While the runtime creates one container, another is asked for, exec'd in and started.
+
+    In the list of all tasks, the one that is being created has a state, too.
+    """
     containerd = sleeper.daemon
+    pid = sleeper.pid
     reached, opened = tmp_path / "reached", tmp_path / "opened"
     runtime = tmp_path / "slow-runc"
     runtime.write_text(
@@ -205,7 +220,10 @@ def test_demand_08_a_slow_create_holds_nobody_up(sleeper: Container, tmp_path: P
             until(reached.exists, "the runtime is called")
             for _ in range(5):
                 begin = time.monotonic()
-                assert sleeper.status == "RUNNING"
+                if listed:
+                    assert sleeper.status == "RUNNING"
+                else:
+                    assert sleeper.pids() == {pid}
                 assert time.monotonic() - begin < 0.5
             assert sleeper.exec("echo", "words").stdout == b"words\n"
             assert containerd.run("true").returncode == 0
@@ -231,12 +249,12 @@ def test_demand_08_parallel_execs(sleeper: Container) -> None:
     try:
         until(lambda: len(sleeper.pids()) > 100, "all execs run")
         assert sleeper.exec("touch", "/tmp/demand08").returncode == 0
-        output = [process.communicate(timeout=PATIENCE)[0] for process in running]
+        output = [one.communicate(timeout=PATIENCE)[0] for one in running]
         assert output == [b"%d\n" % number for number in range(100)]
     finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+        for one in running:
+            one.kill()
+            one.communicate()
         sleeper.exec("rm", "/tmp/demand08")
 
 
@@ -287,25 +305,49 @@ def test_demand_10_a_killed_child_is_told_while_the_container_goes_on(
 
 
 def test_demand_14_a_fifo_that_nobody_opens(sleeper: Container, tmp_path: Path) -> None:
-    """An exec whose reader never comes keeps only itself waiting."""
+    """An exec whose reader does not come keeps only itself waiting."""
     containerd = sleeper.daemon
-    fifos = {name: tmp_path / name for name in ("stdin", "stdout", "stderr")}
-    for fifo in fifos.values():
+    fifos = [str(tmp_path / name) for name in ("stdin", "stdout", "stderr")]
+    for fifo in fifos:
         os.mkfifo(fifo)
-    options = [f"--{name}={path}" for name, path in fifos.items()]
-    command = ["exec", *options, "--cwd=/", "--env=PATH=/bin", "unread", "true"]
-    with containerd.events() as log:
-        with client(containerd.line("shim", "--id", sleeper.id, *command)):
-            log.wait_for(sleeper.id, "/tasks/exec-added")
-            begin = time.monotonic()
-            assert sleeper.exec("echo", "words").stdout == b"words\n"
+    spec = Any(type_url=PROCESS, value=json.dumps(process(["echo", "late"])).encode())
+    request = ExecProcessRequest(id=sleeper.id, exec_id="unread", spec=spec)
+    request.stdin, request.stdout, request.stderr = fifos
+    with (
+        containerd.events() as log,
+        ShimCaller(_socket_of(sleeper)) as shim,
+        contextlib.ExitStack() as ends,
+    ):
+        shim.ask("Exec", request)
+        assert shim.answer().status.code == 0
+        shim.ask("Start", StartRequest(id=sleeper.id, exec_id="unread"))
+        try:
+            assert finish(sleeper.exec_line("echo", "words"), limit=5).stdout == b"words\n"
             assert containerd.run("true").returncode == 0
             assert sleeper.status == "RUNNING"
-            assert time.monotonic() - begin < 5
-        ends = [os.open(path, os.O_RDWR) for path in fifos.values()]
+        finally:
+            files = [ends.enter_context(_opened(fifo)) for fifo in fifos]
+        assert shim.answer().status.code == 0
+        assert _read(files[1], 100) == b"late\n"
         log.wait_for(sleeper.id, EXIT, 2)
-        for end in ends:
-            os.close(end)
+
+
+@contextlib.contextmanager
+def _opened(fifo: str) -> Iterator[int]:
+    """Both ends of a FIFO."""
+    descriptor = os.open(fifo, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _socket_of(container: Container) -> Path:
+    """The socket that containerd calls for the container."""
+    containerd = container.daemon
+    bundle = containerd.bundles / containerd.namespace / container.id
+    path = (bundle / "address").read_text().removeprefix("unix://")
+    return containerd.machine.root / path.lstrip("/")
 
 
 def test_demand_14_the_end_of_the_input_comes_after_all_of_it(sleeper: Container) -> None:
@@ -324,7 +366,7 @@ def test_demand_15_terminals_leave_no_descriptor(sleeper: Container) -> None:
     _live_on_terminals(sleeper, 2)
     before = _descriptors(containerd)
     _live_on_terminals(sleeper, 50)
-    until(lambda: not _descriptors(containerd) - before, "the descriptors are closed")
+    until(lambda: not _descriptors(containerd) - before, "the descriptors are closed", 5)
 
 
 def _live_on_terminals(container: Container, count: int) -> None:
@@ -388,11 +430,11 @@ def _with_pid(pid: int) -> subprocess.Popen[bytes]:
 
     def attempt() -> subprocess.Popen[bytes] | None:
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        process = subprocess.Popen(["sleep", "1000"])
-        if process.pid == pid:
-            return process
-        process.kill()
-        process.wait()
+        made = subprocess.Popen(["sleep", "1000"])
+        if made.pid == pid:
+            return made
+        made.kill()
+        made.wait()
         return None
 
     found = until(attempt, f"a process with the pid {pid}")
@@ -411,7 +453,7 @@ caller.sendall(bytes.fromhex(sys.argv[2]))
 print(caller.recv(1))
 """
 # A request to a service that does not exist: anybody who is let in gets an answer.
-_REQUEST = (b"\0\0\0\x06\0\0\0\x01\x01\0" + b"\x0a\x01s\x12\x01m").hex()
+_REQUEST = frame("none", "None").hex()
 
 
 def test_demand_19_sockets_are_files_of_root(containerd: Containerd) -> None:
@@ -449,7 +491,8 @@ def test_demand_19_strangers_are_refused(containerd: Containerd) -> None:
         (name,) = containerd.sockets() - before
         folder = containerd.machine.root / "run/containerd/s"
         assert b"PermissionError" in _ask(containerd, name, "65534").stderr
-        modes = {path: path.stat().st_mode for path in (folder, folder / name)}
+        paths = (folder.parent, folder, folder / name)
+        modes = {path: path.stat().st_mode for path in paths}
         try:
             for path in modes:
                 path.chmod(0o777)
@@ -496,8 +539,7 @@ def test_demand_20_the_death_of_every_shim(own_containerd: Containerd) -> None:
 def _on_image(containerd: Containerd) -> Container:
     """A container whose root is a mount of the shim's."""
     container = Container(containerd, new_id())
-    line = containerd.run_line(container.id, "sleep", "1000", options=["--null-io", "--detach"])
-    position = line.index("--rootfs")
-    line[position : position + 2] = [IMAGE]
+    options = ["--null-io", "--detach"]
+    line = containerd.run_line(container.id, "sleep", "1000", options=options, image=IMAGE)
     assert finish(line).returncode == 0
     return container
