@@ -115,8 +115,15 @@ class Containerd(Daemon):
 
     def states(self) -> dict[str, str]:
         """RUNNING, STOPPED … of all tasks, by the container's id."""
-        rows = self.do("tasks", "ls").decode().splitlines()[1:]
-        return {words[0]: words[2] for words in map(str.split, rows)}
+        return {id: status for id, _, status in self._tasks()}
+
+    def pids(self) -> dict[str, int]:
+        """The init processes of all tasks, as the host knows them, by the container's id."""
+        return {id: int(pid) for id, pid, _ in self._tasks()}
+
+    def _tasks(self) -> list[list[str]]:
+        """The rows of `ctr tasks ls`: id, pid, status; every task is asked for its state."""
+        return [row.split() for row in self.do("tasks", "ls").decode().splitlines()[1:]]
 
     @contextlib.contextmanager
     def events(self) -> Iterator[EventLog]:
@@ -168,8 +175,7 @@ class Container:
     @property
     def pid(self) -> int:
         """The init process, as the host knows it."""
-        rows = self.daemon.do("tasks", "ls").decode().splitlines()[1:]
-        return next(int(words[1]) for words in map(str.split, rows) if words[0] == self.id)
+        return self.daemon.pids()[self.id]
 
     def pids(self) -> set[int]:
         """What `ctr tasks ps` shows."""
@@ -203,7 +209,7 @@ class Container:
         return dict(json.loads(found))
 
     def remove(self) -> None:
-        """Kill and delete it; `ctr tasks attach` deletes the task itself."""
-        if self.status:
-            self.daemon.do("tasks", "rm", "--force", self.id)
+        """Kill and delete it; `ctr tasks attach` has deleted the task itself."""
+        done = self.daemon.ctr("tasks", "rm", "--force", self.id)
+        assert done.returncode == 0 or b"not found" in done.stderr, done.stderr.decode()
         self.daemon.do("containers", "rm", self.id)

@@ -41,7 +41,7 @@ def test_demand_11_13_many_limited_containers_outlive_containerd(
     talker = containerd.start_container(*script, options=["--fifo-dir", str(tmp_path), *limit])
     with ThreadPoolExecutor(8) as pool:
         crowd = list(pool.map(start, range(SIZE - 1)))
-        pids = [container.pid for container in crowd]
+        pids = containerd.pids().values()
         containerd.stop()
         begin = time.monotonic()
         containerd.start()

@@ -90,7 +90,7 @@ def test_demand_12_exits_while_containerd_is_down(
 
     with ThreadPoolExecutor(8) as pool:
         containers = list(pool.map(start, range(1, 51)))
-        pids = [container.pid for container in containers]
+        pids = own_containerd.pids().values()
         own_containerd.kill()
         (tmp_path / "go").touch()
         until(lambda: not any(map(is_alive, pids)), "the containers end")
