@@ -57,7 +57,9 @@ def main() -> None:
         )
     except (CannotStart, OSError) as error:
         if arguments.ready is not None:
-            os.write(arguments.ready, str(error).encode(errors="replace"))
+            # A starter that has died meanwhile is such an error: the next one starts another pair.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(arguments.ready, str(error).encode(errors="replace"))
         sys.exit(f"denseshim host: {error}")
 
 

@@ -9,18 +9,30 @@ from __future__ import annotations
 import os
 import sys
 from traceback import format_exception
-from typing import IO
+from typing import IO, Final
+
+NAME_OF_2017: Final = "containerd-shim-dense"
 
 
 def main() -> None:
     """Do what the command line says, print the answer, and exit with its status."""
+    del sys.argv[0]
+    if os.path.basename(sys.argv[0]) == NAME_OF_2017:
+        from shim.launch import main as launch
+
+        launch()
+    else:
+        _answer()
+
+
+def _answer() -> None:
     stdout, stderr = _take(1), _take(2)
     sys.excepthook = lambda _, error, __: _write(
         stderr, "".join(format_exception(error)).encode(errors="replace")
     )
     from shim.launching import answer_to
 
-    outcome = answer_to([os.fsencode(word) for word in sys.argv[1:]])
+    outcome = answer_to([os.fsencode(word) for word in sys.argv])
     _write(stderr, outcome.stderr)
     _write(stdout, outcome.stdout)
     sys.exit(outcome.status)

@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import socket
-import stat
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,8 +23,6 @@ from shim.detach import CannotStart
 from shim.errors import FailedPrecondition, InvalidArgument, ShimError, Unavailable
 
 NAME: Final = "containerd-shim-dense-v2"
-NAME_OF_2017: Final = b"containerd-shim-dense"
-INHERITED: Final = 3  # the socket that the daemon of 2017 hands to its shim
 
 _MAX_STDIN: Final = 4 << 20
 _LIMITS: Final = range(16)  # getrlimit(2)
@@ -46,8 +43,6 @@ class Outcome:
 def answer_to(argv: Sequence[bytes]) -> Outcome:
     """Do what the command line `argv` says. What goes wrong is an outcome, too."""
     try:
-        if argv and os.path.basename(argv[0]) == NAME_OF_2017:
-            return _join(argv)
         invocation = parse(argv)
         return _ACTIONS[invocation.action](invocation, argv)
     except (ShimError, CannotStart, OSError) as error:
@@ -88,25 +83,6 @@ def ask(
             except door.HungUp as error:
                 failure = error
     raise failure
-
-
-def listening_descriptors() -> tuple[int, ...]:
-    """The socket that a daemon of 2017 hands on, when there is one."""
-    try:
-        is_socket = stat.S_ISSOCK(os.fstat(INHERITED).st_mode)
-    except OSError:
-        return ()
-    if not is_socket:
-        return ()
-    with socket.socket(fileno=os.dup(INHERITED)) as found:
-        accepts = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return (INHERITED,) if found.family == socket.AF_UNIX and accepts else ()
-
-
-def _join(argv: Sequence[bytes]) -> Outcome:
-    """A daemon of 2017 is served from its own socket, by the host."""
-    request = make_request(argv)
-    return _outcome(ask(pair.host_directory(), pair.Settings(), request, listening_descriptors()))
 
 
 def _start(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
@@ -154,7 +130,7 @@ def _ask_scope(
     else:
         directory = pair.apart_directory(scope.key)
         settings = _apart(invocation.debug, options.shim_cgroup, bool(os.environ.get("SCHED_CORE")))
-    return ask(directory, settings, request, listening_descriptors())
+    return ask(directory, settings, request)
 
 
 def _apart(debug: bool, cgroup: str = "", sched_core: bool = False) -> pair.Settings:

@@ -123,6 +123,17 @@ def test_why_it_cannot_start_is_told(directory: Path) -> None:
         assert b"no cgroup '/denseshim-none'" in ready.read()
 
 
+def test_whoever_started_it_has_died(directory: Path) -> None:
+    """The next starter might wait for the lock in vain otherwise."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with becoming(directory, f"--ready={writer}", pass_fds=[writer]) as process:
+        os.close(writer)
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (1, "")
+    assert errors == "denseshim host: [Errno 32] Broken pipe\n"
+
+
 def test_one_pair_for_each_directory(directory: Path) -> None:
     lock = pair.take_lock(directory)
     try:

@@ -66,7 +66,6 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pairs]:
     monkeypatch.setattr(pair, "ensure", found.ensure)
     monkeypatch.setattr(pair, "STATE", tmp_path / "state")
     monkeypatch.setattr(launching, "_read_stdin", lambda: b"")
-    monkeypatch.setattr(launching, "listening_descriptors", tuple)
     for name in ("DENSESHIM_SHARE", "SCHED_CORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TTRPC_ADDRESS", f"unix://{tmp_path}/c.ttrpc")
@@ -266,7 +265,7 @@ def test_what_was_apart_and_is_gone(pairs: Pairs) -> None:
     assert is_killed(delete())
 
 
-# ---- info, version, and 2017 ----
+# ---- info and version ----
 
 
 @pytest.fixture
@@ -305,32 +304,6 @@ def test_a_runtime_that_is_not_there(pairs: Pairs, runtime: Path) -> None:
 def test_the_version(pairs: Pairs) -> None:
     wanted = f"containerd-shim-dense-v2 {shim.__version__}\n".encode()
     assert launch("-v") == Outcome(0, wanted)
-
-
-def test_a_socket_of_2017_is_handed_over(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("")
-        listener.listen()
-        pairs.answers = [answer()]
-        monkeypatch.setattr(launching, "listening_descriptors", lambda: (listener.fileno(),))
-        assert answer_to([b"/bin/containerd-shim-dense"]) == Outcome()
-    _, descriptors, _, _ = socket.recv_fds(pairs.ends[-1], 1 << 20, 4)
-    [passed] = descriptors
-    os.close(passed)
-    assert pairs.met == [(pair.host_directory(), Settings())]
-
-
-def test_only_a_listening_socket_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_INET) as other:
-        monkeypatch.setattr(launching, "INHERITED", one.fileno())
-        assert launching.listening_descriptors() == ()
-        one.bind("")
-        one.listen()
-        assert launching.listening_descriptors() == (one.fileno(),)
-        other.listen()
-        for wrong in (other.fileno(), 0, 1 << 20):
-            monkeypatch.setattr(launching, "INHERITED", wrong)
-            assert launching.listening_descriptors() == ()
 
 
 # ---- The program ----
@@ -374,6 +347,13 @@ def test_the_program_says_what_is_wrong_and_nothing_else(place: Place) -> None:
     assert not (place.state / "starting").exists()
 
 
+def test_the_program_by_its_name_of_2017() -> None:
+    name = "/bin/containerd-shim-dense"
+    command = [sys.executable, "-I", "-m", "shim.launcher", name, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == f"{shim.__version__}\n"
+
+
 # Goes wrong as nothing should, after a warning and words on both streams.
 DEFECT = """
 import sys, warnings
@@ -387,13 +367,12 @@ def answer_to(argv):
         raise AssertionError("a defect")
     return launching.Outcome(5, b"answer", b"error")
 launching.answer_to = answer_to
-sys.argv[0:1] = []
 launcher.main()
 """
 
 
 def defect(*arguments: str) -> Outcome:
-    command = [sys.executable, "-c", DEFECT, "", *arguments]
+    command = [sys.executable, "-c", DEFECT, *arguments]
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

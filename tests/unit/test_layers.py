@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "pair": {"detach"},
     "host": {"detach", "keeper", "orphans", "pair"},
     "launching": {"shim", "_pb", "bootstrap", "detach", "door", "errors", "pair"},
-    "launcher": {"launching"},
+    "launcher": {"launch", "launching"},
     "client": BASE | {"_pb", "api"},
     "oci": BASE,
     "cli": BASE | {"_pb", "client", "detach", "door", "host", "oci", "pair"},
