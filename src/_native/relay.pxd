@@ -19,7 +19,7 @@ from linux cimport *
 from pace cimport cool_down, forget_grown, maybe_grow, rest
 from stream cimport *
 from table cimport NONE, map_find
-from wire cimport GONE, INPUT, OUTPUT
+from wire cimport GONE, INPUT, OUTPUT, STAY
 
 cdef enum:
     TURN = 1 << 20             # bytes a stream may move before the others have their turn
@@ -226,6 +226,11 @@ cdef inline void try_files(Relay *relay) noexcept nogil:
         slot = following
 
 
+cdef inline bint stays(Stream *stream) noexcept nogil:
+    """Whether the source's end is not the stream's yet."""
+    return stream.flags & STAY and not stream.finishing and not stream.error
+
+
 # ---- what the keeper calls
 
 cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
@@ -245,7 +250,8 @@ cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
     elif moved and stream.party == FROM_FRONT:
         relay.answered = True
     if outcome == OVER:
-        end_stream(relay, slot, True)
+        if not stays(stream):
+            end_stream(relay, slot, True)
         return
     maybe_grow(relay, slot, moved)
     if outcome == AGAIN:
@@ -314,12 +320,19 @@ cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
 
 
 cdef inline int relay_unhold(Relay *relay, uint64_t id) noexcept nogil:
-    """Close the write end that keeps a client's FIFO from its end (CloseStdin)."""
+    """Close the write end that keeps a client's FIFO from its end (CloseStdin); of an output,
+    let its source's end be its own, which may have come."""
     cdef uint32_t slot = map_find(&relay.ids, id)
+    cdef Stream *stream
     if slot == NONE:
         return ESRCH
-    if relay.streams[slot].flags & INPUT:
-        drop(&relay.streams[slot].hold)
+    stream = &relay.streams[slot]
+    if stream.flags & INPUT:
+        drop(&stream.hold)
+    elif stream.flags & STAY:
+        stream.flags &= ~STAY
+        if not stream.flags & GONE and stream.where == NOWHERE:
+            enter(relay, slot, RUN)
     return 0
 
 

@@ -10,7 +10,7 @@ from clock cimport FOREVER
 from fds cimport drop
 from linux cimport *
 from table cimport NONE, Map, arena, map_find, map_open, map_put, map_remove
-from wire cimport GONE, INPUT, OUTPUT
+from wire cimport GONE, INPUT, OUTPUT, STAY
 
 cdef enum:
     CHUNK = 16 << 10           # bytes of one read(2)
@@ -49,7 +49,7 @@ cdef struct Stream:
     uint32_t previous, next
     uint32_t window_turns
     uint32_t pending, offset   # what read(2) gave and write(2) has not taken, in `rest`
-    uint8_t flags              # OUTPUT, INPUT, GONE
+    uint8_t flags              # OUTPUT, INPUT, GONE, STAY
     uint8_t where              # List
     uint8_t way
     uint8_t party
@@ -213,7 +213,7 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
     stream = &relay.streams[slot]
     stream.id = id
     stream.source, stream.sink, stream.hold = source, sink, hold
-    stream.flags = flags & (OUTPUT | INPUT)
+    stream.flags = flags & (OUTPUT | INPUT | STAY)
     stream.party = party
     stream.way = way_of(source, sink)
     stream.file = is_file(sink)

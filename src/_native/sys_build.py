@@ -16,6 +16,11 @@ ffibuilder.set_source(
     #include <linux/loop.h>
     #include <linux/openat2.h>
     #include <linux/sched.h>
+    #include <errno.h>
+    #include <poll.h>
+    #include <stdio.h>
+    #include <string.h>
+    #include <sys/socket.h>
     #include <sched.h>
     #include <signal.h>
     #include <sys/inotify.h>
@@ -43,7 +48,8 @@ ffibuilder.set_source(
 
     static int ds_map_tree(int tree, int user_namespace, int read_only)
     {
-        uint64_t set = 0x100000 /* MOUNT_ATTR_IDMAP */ | (read_only ? 1 /* MOUNT_ATTR_RDONLY */ : 0);
+        uint64_t set = 0x100000 /* MOUNT_ATTR_IDMAP */;
+        set |= read_only ? 1 /* MOUNT_ATTR_RDONLY */ : 0;
         uint64_t attributes[4] = {set, 0, 0, user_namespace};
         unsigned flags = AT_EMPTY_PATH | AT_RECURSIVE;
         return syscall(SYS_mount_setattr, tree, "", flags, attributes, sizeof(attributes));
@@ -53,6 +59,47 @@ ffibuilder.set_source(
     {
         unsigned flags = 4 /* MOVE_MOUNT_F_EMPTY_PATH */ | 0x10 /* MOVE_MOUNT_T_SYMLINKS */;
         return syscall(SYS_move_mount, tree, "", AT_FDCWD, path, flags);
+    }
+
+    /* Open both ends of a FIFO and send them away, after `source`, with a record. Were we killed
+       between the one and the other, the FIFO's reader would see an end that is none: hence
+       nothing else happens in between. */
+    static int ds_send_fifo(int channel, const void *record, size_t size, int source, int fifo)
+    {
+        char path[32];
+        union { char bytes[CMSG_SPACE(3 * sizeof(int))]; struct cmsghdr align; } control = {{0}};
+        struct iovec vector = {(void *)record, size};
+        struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+        struct pollfd writable = {.fd = channel, .events = POLLOUT};
+        struct cmsghdr *header;
+        int passed[3] = {source, -1, -1};
+        int error = 0;
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fifo);
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_LEN(sizeof(passed));
+        header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(passed));
+        /* The reader first: without one, a non-blocking open for writing fails (fifo(7)). */
+        passed[2] = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        if (passed[2] >= 0)
+            passed[1] = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+        memcpy(CMSG_DATA(header), passed, sizeof(passed));
+        if (passed[1] < 0)
+            error = errno;
+        while (!error && sendmsg(channel, &message, MSG_NOSIGNAL) < 0) {
+            if (errno == EAGAIN)
+                poll(&writable, 1, -1);
+            else if (errno != EINTR)
+                error = errno;
+        }
+        if (passed[1] >= 0)
+            close(passed[1]);
+        if (passed[2] >= 0)
+            close(passed[2]);
+        errno = error;
+        return error ? -1 : 0;
     }
 
     /* Start a process that does nothing but be in a new user namespace. Its end sends no signal. */
@@ -132,6 +179,7 @@ ffibuilder.cdef(
     int umount2(const char *target, int flags);
     int unshare(int flags);
     int setns(int fd, int nstype);
+    int ds_send_fifo(int channel, const void *record, size_t size, int source, int fifo);
     int inotify_init1(int flags);
     int inotify_add_watch(int fd, const char *path, uint32_t mask);
     int inotify_rm_watch(int fd, int watch);

@@ -162,6 +162,22 @@ class CreateRequest:
     parent_checkpoint: str = ""
 
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> CreateRequest:
+        """What `dataclasses.asdict` gave, after JSON. Raises TypeError, KeyError."""
+        return cls(
+            **{
+                **state,
+                "stdio": Stdio(**state["stdio"]),
+                "options": RuntimeOptions(**state["options"]),
+                "rootfs": tuple(
+                    Mount(**{**mount, "options": tuple(mount["options"])})
+                    for mount in state["rootfs"]
+                ),
+            }
+        )
+
+
 @dataclass(frozen=True)
 class CheckpointRequest:
     """What Checkpoint takes; `image` is the directory that the image is written to.

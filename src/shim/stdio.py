@@ -29,6 +29,12 @@ class OutputFifo(NamedTuple):
     hold: int
 
 
+class FoundFifo(NamedTuple):
+    """A FIFO to write a stream to, not opened yet: an O_PATH descriptor (open(2))."""
+
+    path: int
+
+
 class OutputFile(NamedTuple):
     """A regular file to append a stream to; `sink` is non-blocking, as the relay asks for."""
 
@@ -155,14 +161,19 @@ def close_all(descriptors: Iterable[int]) -> None:
             stack.callback(os.close, descriptor)
 
 
-def open_output(path: str) -> OutputFifo:
-    """Open the client's FIFO for stdout or stderr; the caller owns both descriptors.
+def find_output(path: str) -> FoundFifo:
+    """Find the client's FIFO for stdout or stderr, without opening it; the caller owns it.
 
     Raises InvalidArgument for what is not the absolute path of a FIFO, ResourceExhausted when
     descriptors have run out.
     """
-    hold, sink = _open(path, {stat.S_IFIFO: _BOTH_ENDS})
-    return OutputFifo(sink, hold)
+    (found,) = _open(path, {stat.S_IFIFO: ()})
+    return FoundFifo(found)
+
+
+def check_input(path: str) -> None:
+    """Look whether a client's FIFO for stdin is there. Raises as above."""
+    os.close(find_output(path).path)
 
 
 def open_input(path: str) -> InputFifo:
@@ -171,13 +182,10 @@ def open_input(path: str) -> InputFifo:
     return InputFifo(source, hold)
 
 
-def open_sink(path: str) -> OutputFifo | OutputFile:
-    """Open the FIFO or regular file that is there for stdout or stderr; the caller owns it.
-
-    Raises as above.
-    """
-    *hold, sink = _open(path, {stat.S_IFIFO: _BOTH_ENDS, stat.S_IFREG: (_APPEND,)})
-    return OutputFifo(sink, *hold) if hold else OutputFile(sink)
+def open_sink(path: str) -> FoundFifo | OutputFile:
+    """Find the FIFO, or open the regular file, that is there for stdout or stderr; as above."""
+    (sink,) = _open(path, {stat.S_IFIFO: (), stat.S_IFREG: (_APPEND,)})
+    return OutputFile(sink) if stat.S_ISREG(os.fstat(sink).st_mode) else FoundFifo(sink)
 
 
 def open_file(path: str) -> OutputFile:
@@ -235,7 +243,7 @@ _TYPES = {stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a regular file"}
 def _open(path: str, modes: Mapping[int, tuple[int, ...]]) -> list[int]:
     """Open what is at `path` once for each of the modes that its type has in `modes`.
 
-    A symbolic link is not followed.
+    Without any, the result is an O_PATH descriptor of it. A symbolic link is not followed.
     """
     _check_path(path)
     with Descriptors() as descriptors:
@@ -243,7 +251,7 @@ def _open(path: str, modes: Mapping[int, tuple[int, ...]]) -> list[int]:
             # O_PATH has no effect on what it opens: a device or a busy FIFO stays untouched.
             found = descriptors.own(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
             type = _check_type(found, path, modes)
-            opened = [descriptors.own(_reopen(found, mode)) for mode in modes[type]]
+            opened = [descriptors.own(_reopen(found, mode)) for mode in modes[type]] or [found]
         except OSError as error:
             _refuse(f"open the stdio path {path!r}", error)
         return [descriptors.take(descriptor) for descriptor in opened]

@@ -74,6 +74,16 @@ def enter_mounts(process: int) -> None:
         os.close(namespace)
 
 
+def send_fifo(channel: int, record: bytes, source: int, fifo: int) -> None:
+    """Send `record` over the socket `channel` with `source` and both ends of a FIFO.
+
+    fifo: an O_PATH descriptor of it, whose two ends are opened for this and closed again; nobody
+    who dies in between lets the FIFO's reader see its end. May block in the FIFO's file system.
+    Borrows all descriptors. Raises OSError.
+    """
+    _check(lib.ds_send_fifo(channel, record, len(record), source, fifo), "send", "a FIFO")
+
+
 def unshare_directory() -> None:
     """Give the calling thread a working directory and a umask of its own (CLONE_FS).
 

@@ -65,8 +65,12 @@ class ServedShim:
     async def begin(self, held: Held) -> None:
         """Go on with what is there, and serve. Raises CorruptState, OSError."""
         found = await recover(self._home, held)
-        removal = found.removal if found and found.removal else remove_orphan(self._home)
         container = found.container if found else None
+        if found and found.rest:
+            found.init.stdio.cut()  # nobody calls again for it
+            removal = found.rest
+        else:
+            removal = remove_orphan(self._home)
         self.shim = Shim(self._home, self.place.launcher, self._events, container, removal)
         self._server = make_server(self.shim)
         await serve_behind(

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shim.keeper.packet import ROOM, check_size, receive, send
@@ -76,6 +76,25 @@ class Channel:
         self._waiting[record.serial] = future
         self._send(_Unsent(record, payload, descriptors, future))
         try:
+            reply = await future
+        finally:
+            self._waiting.pop(record.serial, None)
+        if reply.error:
+            raise OSError(reply.error, f"{Kind(record.kind).name}: {os.strerror(reply.error)}")
+        return reply
+
+    async def ask_through(
+        self, record: Record, send_from: Callable[[int, bytes], Awaitable[None]]
+    ) -> Record:
+        """The same, but `send_from` sends the packet that it is given, from the socket's number.
+
+        It may do so from another thread: the kernel takes whole packets.
+        """
+        future: asyncio.Future[Record] = self._loop.create_future()
+        record = replace(record, serial=next(self._serials))
+        self._waiting[record.serial] = future
+        try:
+            await send_from(self._socket.fileno(), record.pack())
             reply = await future
         finally:
             self._waiting.pop(record.serial, None)

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -97,7 +97,10 @@ class Stream:
         await asyncio.shield(self.ended)
 
     def unhold(self) -> None:
-        """Close the hold, so that the stream ends when its last writer has gone."""
+        """Close the hold, so that the stream ends when its last writer has gone.
+
+        Of an output that was to stay (Flag.STAY): it ends with its source from now on.
+        """
         self._client.tell(Record(Kind.UNHOLD, id=self.id))
 
     def finish(self) -> None:
@@ -331,6 +334,24 @@ class KeeperClient:
         except OSError as error:
             self._streams.pop(id, None)
             raise explain(error, "relaying a stream") from error
+        return stream
+
+    async def relay_to_fifo(
+        self, id: int, flags: Flag, send_from: Callable[[int, bytes], Awaitable[None]]
+    ) -> Stream:
+        """The same for an output whose FIFO is opened as it is sent; see `syscalls.send_fifo`.
+
+        send_from: called with the channel's descriptor and the record. Raises what it raises.
+        """
+        stream = Stream(self, id)
+        self._streams[id] = stream
+        try:
+            await self._channel.ask_through(Record(Kind.RELAY, id=id, flags=flags), send_from)
+        except BaseException as error:
+            self._streams.pop(id, None)
+            if isinstance(error, OSError):
+                raise explain(error, "relaying a stream") from error
+            raise
         return stream
 
     def drop_child(self, id: int) -> None:

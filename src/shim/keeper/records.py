@@ -63,6 +63,7 @@ class Flag(enum.IntFlag):
     SPAWNED = 8
     FRAMES = 32
     DOOR = 64
+    STAY = 128
     LARGE = 1 << 16
 
 

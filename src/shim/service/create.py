@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from shim.runtime import Runtime, read_pid, runtime_environment
 from shim.service.bundle import check_id, has_private_pids, read_config
 from shim.service.container import Container
 from shim.service.host import FILE_LIMIT, Home
-from shim.service.launch import launch
+from shim.service.launch import begun, launch
 from shim.service.process import Process, ProcessSpec
 from shim.service.record import Facts
 from shim.service.stdio import StdioBuilder
@@ -98,23 +98,8 @@ class Creation:
         await self._mount(init)
         runtime.pid_file.unlink(missing_ok=True)
         console = self._home.record.directory / "init.tty"
-        spawn = await launch(builder, console, self._command(runtime, descriptors, init))
-        try:
-            init.pid = read_pid(runtime.pid_file)
-            child = await self._host.keeper.track(init.pid, spawn, init.child_id)
-            await self._find_cgroup(init)
-            container = Container(self._home, self._facts, runtime, init)
-            self._announce(container)
-            container.adopt_init(child)
-        finally:
-            spawn.release()
-        return container
-
-    async def _find_cgroup(self, init: Process) -> None:
-        cgroup, self._facts.cgroups = await self._host.pool.run(
-            "find the cgroup", FILE_LIMIT, _find_cgroups, init.pid
-        )
-        self._facts.cgroup = cgroup.path if cgroup else ""
+        spawn = await launch(builder, console, self._command(runtime, descriptors, init, builder))
+        return await complete(self._home, self._facts, runtime, init, spawn, self._request)
 
     async def _mount(self, init: Process) -> None:
         """Mount the root file system. The record knows first: who finds it knows what to undo."""
@@ -132,34 +117,60 @@ class Creation:
             self._facts.mounts = 0  # mount_all takes back its own, and must not touch others
             raise
 
-    def _command(self, runtime: Runtime, descriptors: dict[int, int], init: Process) -> Any:
+    def _command(
+        self, runtime: Runtime, descriptors: dict[int, int], init: Process, builder: StdioBuilder
+    ) -> Any:
         request = self._request
-        bound = runtime.using(self._spawn_for(init))
+        bound = runtime.using(self._spawn_for(init, builder))
         if request.checkpoint:
             run = partial(bound.restore, request.id, Path(request.checkpoint), descriptors)
         else:
             run = partial(bound.create, request.id, descriptors)
         return lambda console: run(console_socket=console)
 
-    def _spawn_for(self, init: Process) -> Any:
+    def _spawn_for(self, init: Process, builder: StdioBuilder) -> Any:
         async def spawn(command: Command) -> Spawn:
             id = self._host.keeper.new_id()
-            self._facts.intent = {"command": "create", "spawn": id, "request": self._call}
+            self._facts.intent = {
+                "command": "create",
+                "spawn": id,
+                "request": self._call,
+                "asked": asdict(self._request),
+            }
             self._home.record.save(self._facts, init)
-            return await self._home.commands.spawn(command, id)
+            return await begun(builder, await self._home.commands.spawn(command, id))
 
         return spawn
 
-    def _announce(self, container: Container) -> None:
-        """Once it has been told that it is created, it is: `recovery` looks at what was told."""
-        facts = self._facts
-        facts.restored = bool(self._request.checkpoint)
+
+async def complete(
+    home: Home, facts: Facts, runtime: Runtime, init: Process, spawn: Spawn, request: CreateRequest
+) -> Container:
+    """The container that the runtime's command `spawn`, which is released, has made.
+
+    Once it has been told that it is created, it is: `recovery` looks at what was told. Raises
+    RuntimeFailed, NotFound, DeadlineExceeded.
+    """
+    try:
+        init.pid = read_pid(runtime.pid_file)
+        child = await home.host.keeper.track(init.pid, spawn, init.child_id)
+        cgroup, facts.cgroups = await home.host.pool.run(
+            "find the cgroup", FILE_LIMIT, _find_cgroups, init.pid
+        )
+        facts.cgroup = cgroup.path if cgroup else ""
+        facts.restored = bool(request.checkpoint)
         facts.status = Status.RUNNING if facts.restored else Status.CREATED
-        container.init.announced = True
-        self._home.teller.describe(self._request)
+        container = Container(home, facts, runtime, init)
+        init.announced = True
+        home.teller.describe(request)
         container.save()
-        facts.created, facts.intent, facts.request = True, {}, self._call
+        facts.request, facts.created, facts.intent = facts.intent["request"], True, {}
         container.commit(EventType.CREATE)
+        init.stdio.settle()
+        container.adopt_init(child)
+    finally:
+        spawn.release()
+    return container
 
 
 def _find_cgroups(pid: int) -> tuple[Cgroup | None, dict[str, Any]]:

@@ -16,9 +16,10 @@ from shim.model import Event, EventType, Exit, Stdio
 from shim.runtime import Runtime, read_pid
 from shim.service.commands import finish_command
 from shim.service.host import Home
-from shim.service.launch import launch
+from shim.service.launch import begun, launch
 from shim.service.process import Process, ProcessSpec
 from shim.service.record import Facts
+from shim.service.stdio import StdioBuilder
 
 _log = logging.getLogger(__name__)
 
@@ -158,10 +159,11 @@ class Execs:
         spec_file, pid_file = self._home.record.spec_file(process), directory / f"{name}.pid"
         try:
             with self._home.builder(self._facts, process.paths, process.exec_id) as builder:
-                process.stdio = builder.stdio
+                former, process.stdio = process.stdio, builder.stdio
                 descriptors = await builder.open()
+                former.cut()  # of an earlier front; its client must not see an end before
                 command = partial(
-                    runtime.using(self._spawn_for(process)).exec,
+                    runtime.using(self._spawn_for(process, builder)).exec,
                     self._facts.id, spec_file, pid_file, descriptors,
                 )  # fmt: skip
                 spawn = await launch(builder, directory / f"{name}.tty", command)
@@ -175,17 +177,20 @@ class Execs:
             spec_file.unlink(missing_ok=True)
             pid_file.unlink(missing_ok=True)
 
-    def _spawn_for(self, process: Process) -> Callable[[Command], Awaitable[Spawn]]:
+    def _spawn_for(
+        self, process: Process, builder: StdioBuilder
+    ) -> Callable[[Command], Awaitable[Spawn]]:
         async def spawn(command: Command) -> Spawn:
             id = self._home.host.keeper.new_id()
             self._home.record.save_exec(process, id)
-            return await self._home.commands.spawn(command, id)
+            return await begun(builder, await self._home.commands.spawn(command, id))
 
         return spawn
 
     def announce(self, process: Process, child: Child) -> None:
         """Tell that the exec runs, and follow it to its end."""
         process.child = child
+        process.stdio.settle()
         self._tell(EventType.EXEC_STARTED if process.exec_id else EventType.EXEC_ADDED, process)
         self.adopt(process)
 
@@ -220,6 +225,8 @@ class Execs:
     def recover(self, process: Process, spawn: int, held: Held) -> None:
         """Go on with an exec; what became of one that was being started is found out meanwhile."""
         process.child = held.claim(process.child_id)
+        if process.pid:
+            process.stdio.settle()
         if process.pid or not spawn:
             self.adopt(process)
             return
@@ -238,10 +245,10 @@ class Execs:
 
     def _start_failed(self, process: Process) -> None:
         """It is as if it had never been started; a repeated call starts it again."""
-        process.stdio.cut()
         if process.exec_id:
             self._home.record.save_exec(process)
         else:
+            process.stdio.cut()
             self.forget(process)
 
     async def _settle_start(self, process: Process, spawn: int, held: Held) -> None:

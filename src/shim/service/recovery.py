@@ -1,10 +1,12 @@
 """A new front finds what the one before it has left: state files, and the keeper's memory.
 
 For each container there are four cases: nothing; one whose keeper is dead, too: it cannot be
-served any more and is removed; one that was still being created: it is taken back, for nobody
-has been told of it; and one to go on with, after learning how a command that was under way has
-ended. What takes time is left for later, so that one runtime that hangs delays no other
-container.
+served any more and is removed; one that was still being created; and one to go on with, after
+learning how a command that was under way has ended. What takes time is left for later, so that
+one runtime that hangs delays no other container.
+
+Nobody has been told yet of what was being created. Where the call comes again, it is completed,
+if its runtime has succeeded; otherwise it is taken back.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from shim.cgroup import Cgroup, remove_empty
-from shim.errors import InvalidArgument
+from shim.errors import InvalidArgument, ShimError
 from shim.keeper.client import Held
+from shim.model import CreateRequest
 from shim.service.bundle import read_config
 from shim.service.commands import finish_command
 from shim.service.container import Container
-from shim.service.create import undo
+from shim.service.create import complete, undo
 from shim.service.host import FILE_LIMIT, Home
 from shim.service.process import Process
 from shim.service.record import Facts
@@ -32,11 +35,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a record has led to: a container to go on with, or the removal of what is left."""
+    """What a record has led to: a container to go on with, or what is to be done about the rest.
+
+    `rest` gives the container, if there is to be one after all; the streams of one that has
+    been taken back are `init`'s, and not cut.
+    """
 
     facts: Facts
+    init: Process
     container: Container | None = None
-    removal: Coroutine[Any, Any, None] | None = None
+    rest: Coroutine[Any, Any, Container | None] | None = None
 
 
 async def recover(home: Home, held: Held) -> Recovered | None:
@@ -56,11 +64,10 @@ async def recover(home: Home, held: Held) -> Recovered | None:
         facts.created, facts.request = True, facts.intent.get("request", 0)
         facts.intent = {}
     if facts.created:
-        return Recovered(facts, await _go_on(home, facts, init, held))
-    _log.warning("container %s was left half made; removing it", facts.id)
+        return Recovered(facts, init, await _go_on(home, facts, init, held))
     home.teller.withdraw(facts.id)
     held.claim(facts.intent.get("spawn", 0))
-    return Recovered(facts, removal=_take_back(home, facts, init, held))
+    return Recovered(facts, init, rest=_finish_creation(home, facts, init, held))
 
 
 async def remove_orphan(home: Home) -> None:
@@ -73,7 +80,7 @@ async def remove_orphan(home: Home) -> None:
         return
     facts = Facts.from_state(state["facts"])
     _log.warning("container %s was left by a dead keeper; removing it", facts.id)
-    await _remove(home, facts, Process.from_state(state["init"], Held()))
+    await _remove(home, facts)
 
 
 async def _go_on(home: Home, facts: Facts, init: Process, held: Held) -> Container:
@@ -87,6 +94,7 @@ async def _go_on(home: Home, facts: Facts, init: Process, held: Held) -> Contain
         await container.turn.acquire()
         init.announced = facts.intent["command"] != Operation.START.value
         home.host.later(_settle(container, held))
+    init.stdio.settle()
     child = held.claim(init.child_id)
     if child is not None:
         container.adopt_init(child)
@@ -100,17 +108,31 @@ async def _settle(container: Container, held: Held) -> None:
         container.turn.release()
 
 
-async def _take_back(home: Home, facts: Facts, init: Process, held: Held) -> None:
+async def _finish_creation(
+    home: Home, facts: Facts, init: Process, held: Held
+) -> Container | None:
+    """Complete what the runtime has done, where that is all it takes; or take it back."""
     command = await finish_command(facts.intent.get("spawn", 0), held)
-    await _remove(home, facts, init)
-    for child in (command, held.claim(init.child_id)):
+    succeeded = command is not None and (await command.wait()).status == 0
+    known = held.claim(init.child_id)
+    if command and succeeded and facts.namespace and init.stdio.is_whole() and known is None:
+        runtime = await home.runtime(facts, home.commands.spawn, expected=True)
+        request = CreateRequest.from_state(facts.intent["asked"])
+        try:
+            return await complete(home, facts, runtime, init, command, request)
+        except ShimError as error:
+            _log.warning("container %s cannot be completed: %s", facts.id, error)
+            command = None  # released
+    _log.warning("container %s was left half made; removing it", facts.id)
+    await _remove(home, facts)
+    for child in (command, known):
         if child is not None:
             child.release()
+    return None
 
 
-async def _remove(home: Home, facts: Facts, init: Process) -> None:
+async def _remove(home: Home, facts: Facts) -> None:
     """Kill whatever is left in the container and free everything."""
-    init.stdio.cut()
     facts.intent = facts.intent or {"command": "delete", "spawn": 0}
     runtime = await home.runtime(facts, home.commands.spawn, expected=True)
     await undo(home, facts, runtime, killed=True)

@@ -50,7 +50,7 @@ class Shim:
         launcher: Launcher,
         events: EventLog,
         container: Container | None,
-        removal: Coroutine[Any, Any, None],
+        removal: Coroutine[Any, Any, object],
     ) -> None:
         self._home = home
         self._launcher = launcher

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from shim.blocking import BlockingPool
@@ -19,22 +19,24 @@ from shim.model import Stdio
 from shim.service.logger import Logger, LogNames, start_logger
 from shim.stdio import (
     Descriptors,
-    InputFifo,
+    FoundFifo,
     Link,
     OutputFifo,
     OutputFile,
     Place,
     Scheme,
+    check_input,
     close_all,
+    find_output,
     open_file,
     open_input,
-    open_output,
     open_sink,
     parse_place,
     pipe_between_children,
     pipe_for_input,
     pipe_for_output,
 )
+from shim.syscalls import send_fifo
 
 # Seconds to open a client's path: a hung file system must not stop the container's other calls.
 OPEN_LIMIT = 10.0
@@ -50,7 +52,7 @@ LOGGED = (Scheme.BINARY, Scheme.BINARY_V2)
 _FIFOS = (Scheme.PATH, Scheme.FIFO)
 
 _log = logging.getLogger(__name__)
-Sink: TypeAlias = OutputFifo | OutputFile
+Sink: TypeAlias = FoundFifo | OutputFifo | OutputFile
 
 
 class ProcessStdio:
@@ -82,8 +84,18 @@ class ProcessStdio:
         for name, id in self.ids.items():
             if id in held.streams:
                 self._streams[name] = held.streams[id]
-            elif id in held.children:
-                self._logger = Logger(held.children[id])
+            elif name == LOGGER and (child := held.claim(id)) is not None:
+                self._logger = Logger(child)
+
+    def settle(self) -> None:
+        """The process is there: its outputs end when their last writer does."""
+        for name, stream in self._streams.items():
+            if name != "stdin":
+                stream.unhold()
+
+    def is_whole(self) -> bool:
+        """Whether the keeper has each stream that the process was to have."""
+        return self.ids.keys() <= {*self._streams, LOGGER}
 
     def close_stdin(self) -> None:
         """End the shim's hold on stdin (contract: CloseStdin)."""
@@ -152,8 +164,11 @@ class StdioBuilder:
     """Makes the streams of one new process, and the descriptors that it is started with.
 
     Use as `with StdioBuilder(...) as builder`; the descriptors that are still its own then are
-    closed at the end. Call `open` before the process is started, `attach` when its terminal has
-    come; cut `stdio` when the process does not come to be.
+    closed at the end. Call `open` before the process is started, `began` when its runtime has
+    been, `attach` when its terminal has come; cut `stdio` when the process does not come to be.
+
+    A client must not see an end of its FIFO because a front died: an output stays until
+    `ProcessStdio.settle`, stdin is opened once there is somebody to read it.
 
     owner: the user and group that the process's ends of its pipes get. names: what a logging
     program is told. Without names each path must be a FIFO's (contract: shim-v1, Stdio); with
@@ -174,7 +189,7 @@ class StdioBuilder:
         self._names = names
         self._places = _places(stdio) if names else _paths(stdio)
         self._owned = Descriptors()
-        self._inputs: dict[str, InputFifo] = {}
+        self._stdin = -1  # the end that the relay writes to
         self._outputs: dict[str, Sink] = {}
         self._pipes: dict[str, Link] = {}  # to the logging program
         self.stdio = ProcessStdio(
@@ -204,15 +219,21 @@ class StdioBuilder:
             return {number: self._null() for number in range(3)}
         return {number: await self._begin(name) for number, name in enumerate(NAMES)}
 
+    async def began(self) -> None:
+        """Begin the input: the runtime has been started, and has its other end.
+
+        Raises as `open` does.
+        """
+        if self._stdin >= 0:
+            await self._relay_input(self._stdin)
+
     async def attach(self, master: int) -> None:
         """Begin the streams of the terminal whose master end this is, which is taken."""
         self._owned.own(master)
         await self._relay_output("stdout", master)
-        if "stdin" in self._inputs:
+        if "stdin" in self.stdio.ids:
             # Another number for the same terminal: an epoll set takes each only once.
-            copy = self._owned.own(os.dup(master))
-            source = self._inputs["stdin"]
-            await self._relay("stdin", source.source, copy, source.hold, Flag.INPUT)
+            await self._relay_input(self._owned.own(os.dup(master)))
 
     async def _open(self, name: str) -> None:
         """Open one stream's other side, or start the logging program."""
@@ -220,10 +241,7 @@ class StdioBuilder:
             await self._start_logger()
         elif name == "stdin":
             path = self._places[name].path
-            what = f"open stdin {path!r}"
-            found = await self._pool.run(what, OPEN_LIMIT, open_input, path, late=close_all)
-            self._own_all(found)
-            self._inputs[name] = found
+            await self._pool.run(f"find stdin {path!r}", OPEN_LIMIT, check_input, path)
         elif self._places[name].scheme not in LOGGED:
             self._outputs[name] = await self._open_output(name, self._places[name])
 
@@ -239,7 +257,7 @@ class StdioBuilder:
 
     def _opener(self, place: Place) -> Callable[[str], Sink]:
         if self._names is None:
-            return open_output
+            return find_output
         return open_file if place.scheme is Scheme.FILE else open_sink
 
     async def _start_logger(self) -> None:
@@ -276,19 +294,36 @@ class StdioBuilder:
         pipe = make(self._owner)
         self._own_all(pipe)
         if name == "stdin":
-            source = self._inputs[name]
-            await self._relay(name, source.source, pipe.ours, source.hold, Flag.INPUT)
+            self._stdin = pipe.ours
         else:
             await self._relay_output(name, pipe.ours)
-        os.close(self._owned.take(pipe.ours))
+            os.close(self._owned.take(pipe.ours))
         return pipe.theirs
+
+    async def _relay_input(self, sink: int) -> None:
+        path = self._places["stdin"].path
+        what = f"open stdin {path!r}"
+        source = await self._pool.run(what, OPEN_LIMIT, open_input, path, late=close_all)
+        self._own_all(source)
+        await self._relay("stdin", source.source, sink, source.hold, Flag.INPUT)
 
     async def _relay_output(self, name: str, source: int) -> None:
         sink = self._outputs[name]
-        if isinstance(sink, OutputFifo):
-            await self._relay(name, source, sink.sink, sink.hold, Flag.OUTPUT)
+        if isinstance(sink, FoundFifo):
+            await self._relay_to_fifo(name, source, sink.path)
+        elif isinstance(sink, OutputFifo):
+            await self._relay(name, source, sink.sink, sink.hold, Flag.OUTPUT | Flag.STAY)
         else:
             await self._relay(name, source, sink.sink)
+
+    async def _relay_to_fifo(self, name: str, source: int, fifo: int) -> None:
+        def send_from(channel: int, record: bytes) -> Awaitable[None]:
+            what = f"open {name} {self._places[name].path!r}"
+            return self._pool.run(what, OPEN_LIMIT, send_fifo, channel, record, source, fifo)
+
+        flags = Flag.OUTPUT | Flag.STAY
+        stream = await self._keeper.relay_to_fifo(self.stdio.ids[name], flags, send_from)
+        self.stdio.add(name, stream)
 
     async def _relay(
         self, name: str, source: int, sink: int, hold: int | None = None, flag: Flag | None = None

@@ -28,6 +28,7 @@ from shim.service.groups import Group, Groups
 from shim.service.host import Home, Host
 from shim.service.record import ContainerRecord, Facts
 from shim.service.recovery import recover, remove_orphan
+from shim.service.stdio import ProcessStdio
 from shim.service.teller import Silence, Teller
 
 # Where containerd's runtimes keep their state, by namespace (contract: runtime-v2, 3.4).
@@ -56,6 +57,9 @@ class Tasks:
         # What is being created or removed; whoever wants the key waits.
         self._busy: dict[Key, asyncio.Future[Any]] = {}
         self._removals = asyncio.Semaphore(REMOVALS)
+        # Of creations that were taken back: until the call comes again, their clients must not
+        # see an end.
+        self._former: dict[Key, ProcessStdio] = {}
 
     def __len__(self) -> int:
         return len(self._containers) + len(self._busy)
@@ -90,8 +94,9 @@ class Tasks:
         found = await recover(home, held)
         assert found is not None
         key = _key_of(found.facts)
-        if found.removal is not None:
-            self._occupy(key, self._remove(home, found.removal))
+        if found.rest is not None:
+            self._former[key] = found.init.stdio
+            self._occupy(key, self._finish_creating(key, home, found.rest))
         if found.container is not None:
             self._containers[key] = found.container
             if found.facts.deleting:
@@ -112,6 +117,20 @@ class Tasks:
                 _log.error("%s: not removed: %s", home.record.directory, error)
             else:
                 home.record.destroy()
+
+    async def _finish_creating(
+        self, key: Key, home: Home, rest: Awaitable[Container | None]
+    ) -> None:
+        try:
+            container = await rest
+        except (ShimError, OSError) as error:
+            _log.error("%s: not removed: %s", home.record.directory, error)
+            return
+        if container is None:
+            home.record.destroy()
+        else:
+            self._containers[key] = container
+            self._former.pop(key)
 
     async def _finish_deleting(self, container: Container) -> None:
         """An earlier front had begun; its caller, if still there, joins in."""
@@ -187,8 +206,15 @@ class Tasks:
         except ShimError:
             record.destroy()
             raise
+        finally:
+            self._cut_former(key)
         self._containers[key] = container
         return container
+
+    def _cut_former(self, key: Key) -> None:
+        former = self._former.pop(key, None)
+        if former is not None:
+            former.cut()
 
     async def delete(
         self, container: Container, answer: Callable[[Exit], None] = lambda _: None
@@ -216,6 +242,7 @@ class Tasks:
         """
         key = (address, namespace, id)
         await self._settled(key)
+        self._cut_former(key)
         container = self._containers.get(key)
         if container is None:
             return None
