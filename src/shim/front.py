@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import shim
 from shim import pair as pairs
 from shim.api.calls import Calls
 from shim.api.grpc_task import TaskServers
@@ -27,7 +29,7 @@ from shim.api.task import SERVICES, TaskService
 from shim.blocking import BlockingPool
 from shim.bootstrap.group import Kind, Scope
 from shim.keeper.client import Held, KeeperClient
-from shim.keeper.start import CHANNEL
+from shim.keeper.start import CHANNEL, PACKAGE
 from shim.model import Launcher
 from shim.notify import notify_ready
 from shim.oom import OomWatcher
@@ -181,7 +183,11 @@ def main() -> None:
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--check", action="store_true", help="say what this version is")
     arguments = parser.parse_args()
+    if arguments.check:
+        print(json.dumps({"version": shim.__version__, "package": str(PACKAGE)}))
+        return
     logging.raiseExceptions = False  # whoever reads stderr may be gone
     logging.basicConfig(
         stream=sys.stderr,

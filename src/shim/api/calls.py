@@ -101,7 +101,7 @@ class Calls:
         def answer(message: Message) -> None:
             if not answered.is_set():
                 answered.set()
-                self._keeper.respond(call.id, _success(message))
+                self._keeper.respond(call.id, success(message))
 
         call.answer = answer
         call.waits = lambda: self._keeper.replayable(call.id)
@@ -184,7 +184,8 @@ def _time_left(timeout: int, arrived: int) -> float | None:
     return max(0.0, (arrived + timeout - time.time_ns()) / 1e9)
 
 
-def _success(message: Message) -> bytes:
+def success(message: Message) -> bytes:
+    """A ttrpc Response that carries `message`."""
     payload = message.SerializeToString()
     if len(payload) > LARGEST:
         text = f"the answer has {len(payload)} bytes, more than ttrpc carries"
