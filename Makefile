@@ -25,6 +25,7 @@ demo: install system
 	$(PY) -m shim.demo
 
 test: dev system lint
+	./scripts/prepare test
 	$(PY) -m pytest
 
 lint: dev
