@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install demo test test-sanitize lint bench-relay proto clean dev system
+.PHONY: install demo test test-sanitize fuzz lint bench-relay proto clean dev system
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,9 @@ lint: dev
 
 test-sanitize: dev system
 	./scripts/sanitize
+
+fuzz: dev
+	PYTHON=$(PY) ./scripts/fuzz run
 
 bench-relay: install
 	$(PY) -m benchmarks.bench_relay

@@ -1,13 +1,5 @@
 /* libFuzzer: what the launcher makes of a host's answer. A byte too many is a fault, also without
- * a sanitizer: the answer ends where a page does that nobody may read.
- *
- * clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,undefined -fsanitize-trap=undefined \
- *     -DVERSION='""' -DPYTHON='""' -c -o build/launcher_response.o tests/fuzz/launcher_response.c
- * clang++ -o build/launcher_response build/launcher_response.o LIBDIR/libFuzzer.a
- * build/launcher_response -max_len=256 NEW_INPUTS tests/fuzz/launcher_response
- *
- * LIBDIR is what `llvm-config --libdir` says, NEW_INPUTS an empty directory. With LLVM's runtime
- * libraries it is one step: clang -fsanitize=fuzzer,address,undefined.
+ * a sanitizer: the answer ends where a page does that nobody may read. See scripts/fuzz.
  */
 
 #define main launcher_main
