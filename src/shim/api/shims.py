@@ -25,7 +25,7 @@ from shim.model import Launcher
 from shim.service.commands import Commands
 from shim.service.host import Home, Host
 from shim.service.record import ContainerRecord
-from shim.service.recovery import recover, remove_orphan
+from shim.service.recovery import Recovered, recover, remove_orphan
 from shim.service.shim import Shim
 from shim.service.teller import LogTeller, Silence
 from shim.store import Store
@@ -61,9 +61,13 @@ class ServedShim:
         self._home = Home(host, self._record, teller, Commands(host.keeper))
         self.shim: Shim
         self._server: grpc.aio.Server
+        self._serving: asyncio.Future[None]
 
     async def begin(self, held: Held) -> None:
-        """Go on with what is there, and serve. Raises CorruptState, OSError."""
+        """Go on with what is there, and serve: callers wait until its state is known again.
+
+        Raises CorruptState, OSError.
+        """
         found = await recover(self._home, held)
         container = found.container if found else None
         if found and found.rest:
@@ -73,12 +77,24 @@ class ServedShim:
             removal = remove_orphan(self._home)
         self.shim = Shim(self._home, self.place.launcher, self._events, container, removal)
         self._server = make_server(self.shim)
+        self._serving = asyncio.ensure_future(self._serve(found))
+        if found is None:
+            await self._serving
+        else:
+            self._host.later(self._serving)  # others need not wait for its runtime
+
+    async def _serve(self, found: Recovered | None) -> None:
+        if found and found.container:
+            await found.container.settled()
+        elif found:
+            await self.shim.orphan_gone()
         await serve_behind(
             self._server, self._host, self._record.directory, self.place.listener
         )
 
     async def end(self) -> None:
         """Answer what is under way, and leave nothing. The keeper's listener is the caller's."""
+        await asyncio.wait((self._serving,))
         await self._server.stop(GRACE)
         if self.place.own_socket:
             path = Path(self.place.own_socket)

@@ -379,6 +379,11 @@ class Container:
 
     # -- after an earlier front
 
+    async def settled(self) -> None:
+        """Return when what an earlier front had begun has ended."""
+        async with self.turn:
+            await self.execs.settle()
+
     async def settle(self, held: Held) -> None:
         """Take the state from the runtime after a command that an earlier front had begun.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shim.blocking import BlockingPool
 from shim.cgroup import procs_files
@@ -41,7 +40,7 @@ class Host:
     now: Callable[[], int]
     _later: set[asyncio.Future[None]] = field(default_factory=set)
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
+    def later(self, work: Awaitable[None]) -> None:
         """Have something done for which nobody waits; a defect in it is logged."""
         task = asyncio.ensure_future(work)
         self._later.add(task)
