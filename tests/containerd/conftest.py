@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.containerd import Containerd
+from tests.containerd.containerd import Containerd, finish
 from tests.containerd.guard import HERE, inside, nothing_left
 from tests.containerd.machine import machine
 from tests.containerd.rootfs import Rootfs
-from tests.containerd.support import RUNTIME, shim_binary, until
+from tests.containerd.support import PRODUCT, RUNTIME, shim_binary, until
 
 # Where the environment that runs the tests has its programs: the product is among them.
 PROGRAMS = Path(sys.executable).parent
@@ -84,8 +84,14 @@ def serving(folder: Path, rootfs: Rootfs, search_path: tuple[Path, ...]) -> Iter
 
 
 def end_shims(daemon: Containerd) -> None:
-    """Wait until no shim runs any more: without containers none has a reason to."""
+    """Wait until no shim runs any more: without containers none has a reason to.
+
+    The product's stays for the next one, until it is asked to end, and refuses if it has any left.
+    """
     try:
+        if RUNTIME == PRODUCT:
+            stop = finish(daemon.machine.inside(str(PROGRAMS / "denseshim"), "host", "--stop"))
+            assert stop.returncode == 0, stop.stderr.decode()
         until(lambda: not daemon.shims(), "the shims end")
     finally:
         for pid in daemon.shims():
