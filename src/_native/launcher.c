@@ -4,7 +4,8 @@
  * its command line and all that it has inherited, in one ttrpc call at the host's door (Launch of
  * proto/denseshim/host/v1/host.proto), and repeats what it is answered. Only where no host serves,
  * or where the host may not serve this container, it becomes `python -I -m shim.launcher`, which
- * starts what may.
+ * starts what may. So it does at once when it is called by the name of 2017's launcher, which hands
+ * a listening socket over.
  *
  * setup.py defines VERSION and PYTHON, the interpreter of the build.
  */
@@ -44,7 +45,6 @@ enum {
     STREAM = 1,            /* of the only call */
     FRAME_MAX = 4 << 20,
     STDIN_MAX = 4 << 20,
-    INHERITED = 3,         /* the listening socket that the daemon of 2017 gives its shim */
 };
 
 /* ---- Descriptors, memory, errors ---- */
@@ -481,34 +481,10 @@ static int open_door(void)
     return door;
 }
 
-/* Sends the first bytes, and with them descriptor `passed` unless it is -1; as send(2). */
-static ssize_t send_first(int door, const struct bytes *frame, int passed)
-{
-    union {
-        struct cmsghdr align;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct iovec part = {.iov_base = frame->data, .iov_len = frame->size};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (passed >= 0) {
-        control.align.cmsg_level = SOL_SOCKET;
-        control.align.cmsg_type = SCM_RIGHTS;
-        control.align.cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(&control.align), &passed, sizeof(int));
-        message.msg_control = control.room;
-        message.msg_controllen = sizeof(control.room);
-    }
-    return sendmsg(door, &message, MSG_NOSIGNAL);
-}
-
 /* False: the host has hung up. */
-static bool send_call(int door, const struct bytes *frame, int passed)
+static bool send_call(int door, const struct bytes *frame)
 {
-    ssize_t done;
-    do
-        done = send_first(door, frame, passed);
-    while (done < 0 && errno == EINTR);
-    if (done >= 0 && put(door, frame->data + done, frame->size - (size_t)done))
+    if (put(door, frame->data, frame->size))
         return true;
     if (errno != EPIPE && errno != ECONNRESET)
         fail("cannot send to the host: %s", strerror(errno));
@@ -632,22 +608,6 @@ static bool has_name_of_2017(const char *called)
     return strcmp(slash ? slash + 1 : called, NAME_OF_2017) == 0;
 }
 
-static bool has_option(int fd, int option, int wanted)
-{
-    int value = 0;
-    socklen_t size = sizeof(value);
-    return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 && value == wanted;
-}
-
-/* The descriptor to hand over; -1: none. Looked for before this program opens any. */
-static int inherited(const char *called)
-{
-    bool listens = has_option(INHERITED, SO_ACCEPTCONN, 1) &&
-                   has_option(INHERITED, SO_DOMAIN, AF_UNIX);
-    bool given = has_name_of_2017(called) && fcntl(INHERITED, F_GETFD) >= 0;
-    return listens || given ? INHERITED : -1;
-}
-
 /* All of stdin, which nobody types. */
 static struct bytes read_input(void)
 {
@@ -667,14 +627,14 @@ static void print_version(void)
 }
 
 /* Returns only when the host does not serve. */
-static void ask_host(char **argv, const struct bytes *input, int passed)
+static void ask_host(char **argv, const struct bytes *input)
 {
     int door = open_door();
     struct bytes frame, body = {0};
     if (door < 0)
         return;
     frame = call_frame(argv, input);
-    if (send_call(door, &frame, passed) && receive_answer(door, &body))
+    if (send_call(door, &frame) && receive_answer(door, &body))
         obey(&body);
     free(frame.data);
     free(body.data);
@@ -685,13 +645,13 @@ int main(int argc, char **argv)
 {
     char *unnamed[] = {NAME, NULL};
     struct bytes input;
-    int passed;
     open_closed_streams();
     if (argc == 0) {            /* Linux before 5.18 */
         argc = 1;
         argv = unnamed;
     }
-    passed = inherited(argv[0]);
+    if (has_name_of_2017(argv[0]))
+        become_python(argc, argv);
     if (has_argument(argv, "-v") || has_argument(argv, "-version") ||
         has_argument(argv, "--version")) {
         print_version();
@@ -703,7 +663,7 @@ int main(int argc, char **argv)
         signal(SIGTERM, SIG_IGN);
     }
     input = read_input();
-    ask_host(argv, &input, passed);
+    ask_host(argv, &input);
     if (!isatty(0))
         give_back_input(&input);
     become_python(argc, argv);

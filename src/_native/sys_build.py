@@ -102,6 +102,11 @@ ffibuilder.set_source(
         return error ? -1 : 0;
     }
 
+    static int ds_make_core_cookie(void)
+    {
+        return prctl(62 /* PR_SCHED_CORE */, 1 /* CREATE */, 0, 2 /* of the process group */, 0);
+    }
+
     /* Start a process that does nothing but be in a new user namespace. Its end sends no signal. */
     static int ds_be_in_user_namespace(void)
     {
@@ -173,6 +178,7 @@ ffibuilder.cdef(
     int ds_map_tree(int tree, int user_namespace, int read_only);
     int ds_attach_tree(int tree, const char *path);
     int ds_be_in_user_namespace(void);
+    int ds_make_core_cookie(void);
     int ds_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve);
     int mount(const char *source, const char *target, const char *type,
               unsigned long flags, const void *data);

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from shim import pair
+from shim import pair, syscalls
 from shim.detach import READY, CannotStart
 from shim.keeper.records import Flag
 from shim.keeper.start import become_keeper
@@ -27,8 +26,6 @@ _OWN_CGROUP: Final = "denseshim"
 _BACKLOG: Final = 1024
 # The last pair in the same directory may be about to end.
 _PATIENCE_S: Final = 10.0
-# prctl(2)
-_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, _PROCESS_GROUP = 62, 1, 2
 
 
 @dataclass(frozen=True)
@@ -165,11 +162,10 @@ def _hierarchies() -> list[Path]:
 
 
 def _make_cookie() -> None:
-    """Give our process group a core scheduling cookie of its own (prctl(2), PR_SCHED_CORE)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PROCESS_GROUP, 0) != 0:
-        number = ctypes.get_errno()
-        raise CannotStart(f"SCHED_CORE is set, but prctl(2) refuses: {os.strerror(number)}")
+    try:
+        syscalls.make_core_cookie()
+    except OSError as error:
+        raise CannotStart(f"SCHED_CORE is set, but {error.strerror}") from error
 
 
 def _refuse_beside_another(directory: Path) -> None:

@@ -21,6 +21,7 @@ from shim.bootstrap.options import Options, decode
 from shim.bootstrap.stdin import read_options, read_start
 from shim.detach import CannotStart
 from shim.errors import FailedPrecondition, InvalidArgument, ShimError, Unavailable
+from shim.service.bundle import read_config
 
 NAME: Final = "containerd-shim-dense-v2"
 
@@ -105,7 +106,7 @@ def _scope(invocation: Invocation, options: Options, alone: bool) -> group.Scope
         address=invocation.address,
         namespace=invocation.namespace,
         id=invocation.id,
-        group=_group(Path(), invocation.id),
+        group=_group(Path.cwd(), invocation.id),
         alone=alone,
     )
 
@@ -113,8 +114,8 @@ def _scope(invocation: Invocation, options: Options, alone: bool) -> group.Scope
 def _group(bundle: Path, id: str) -> str:
     """The group key of the container in `bundle`; of one that cannot be read the pair will tell."""
     try:
-        return group.group_key(group.annotations_of((bundle / "config.json").read_bytes()), id)
-    except (OSError, InvalidArgument):
+        return group.group_key(group.annotations_of(read_config(bundle)), id)
+    except InvalidArgument:
         return id
 
 
@@ -152,7 +153,7 @@ def _delete(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
 
 
 def _apart_directory(invocation: Invocation) -> Path | None:
-    bundle = Path(invocation.bundle)
+    bundle = Path(invocation.bundle or Path.cwd().parent / invocation.id)
     keys = group.apart_keys(
         invocation.address,
         invocation.namespace,

@@ -145,6 +145,14 @@ def wait_for(pid: int) -> None:
     os.waitpid(pid, lib.__WALL)
 
 
+def make_core_cookie() -> None:
+    """Let our process group share a core with nobody else (prctl(2), PR_SCHED_CORE).
+
+    Raises OSError; EINVAL from a kernel without core scheduling.
+    """
+    _check(lib.ds_make_core_cookie(), "prctl", "PR_SCHED_CORE")
+
+
 def loop_get_free(control: int) -> int:
     """The number of a loop device that is free at the moment (LOOP_CTL_GET_FREE).
 

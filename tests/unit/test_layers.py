@@ -50,8 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "door": {"_pb", "errors"},
     "detach": set(),
     "pair": {"detach"},
-    "host": {"detach", "keeper", "orphans", "pair"},
-    "launching": {"shim", "_pb", "bootstrap", "detach", "door", "errors", "pair"},
+    "host": {"detach", "keeper", "orphans", "pair", "syscalls"},
+    "launching": {"shim", "_pb", "bootstrap", "detach", "door", "errors", "pair", "service"},
     "launcher": {"launch", "launching"},
     "client": BASE | {"_pb", "api"},
     "oci": BASE,
@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
 NARROW: dict[tuple[str, str], set[str]] = {
     ("host", "keeper"): {"shim.keeper.records", "shim.keeper.start"},
     ("launching", "_pb"): {"shim._pb.denseshim.host.v1.host_pb2"},
+    ("launching", "service"): {"shim.service.bundle"},
     ("cli", "_pb"): {"shim._pb.denseshim.host.v1.host_pb2"},
     ("client", "api"): {"shim.api.convert", "shim.api.codes"},
     ("runtime", "keeper"): {"shim.keeper.command"},

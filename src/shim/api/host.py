@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import shim
 from shim._pb.denseshim.host.v1 import host_pb2
@@ -17,20 +18,28 @@ from shim.api.calls import Call, Method
 from shim.api.shims import Shims
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
-from shim.bootstrap.group import Scope, apart_keys, group_key, share, socket_path
+from shim.bootstrap.group import Scope, annotations_of, apart_keys, group_key, share, socket_path
 from shim.bootstrap.options import Options, decode
 from shim.bootstrap.stdin import Start, read_options, read_start
-from shim.errors import FailedPrecondition, RuntimeFailed, ShimError, Unavailable
+from shim.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    RuntimeFailed,
+    ShimError,
+    Unavailable,
+)
 from shim.keeper.client import Held
 from shim.model import Launcher
 from shim.runtime import Runtime
-from shim.service.bundle import read_config, spec_annotations
+from shim.service.bundle import read_config
 from shim.service.groups import Group, Groups, TakenElsewhere
 from shim.service.host import FILE_LIMIT, Host
 from shim.service.removal import remove_unknown
 from shim.service.tasks import Tasks
 
 SERVICE: Final = "denseshim.host.v1.Host"
+
+_LAUNCHER_OF_2017: Final = b"containerd-shim-dense"
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class HostService:
         self, call: Call, request: host_pb2.LaunchRequest
     ) -> host_pb2.LaunchResponse:
         """Do what a launcher's command line asks for."""
-        if call.descriptors:
+        if request.argv[:1] == [_LAUNCHER_OF_2017]:
             return await self._join(call, request)
         invocation = parse(request.argv)
         if invocation.action is Action.START:
@@ -93,7 +102,12 @@ class HostService:
     async def _join(
         self, call: Call, request: host_pb2.LaunchRequest
     ) -> host_pb2.LaunchResponse:
-        """A shim of 2017: its socket comes along, and it is called by that from now on."""
+        """A shim of 2017: its socket comes along, and it is called by that from now on.
+
+        The only argument is the socket's path, when its file is the shim's to remove.
+        """
+        if len(call.descriptors) != 1 or len(request.argv) > 2:
+            raise InvalidArgument("a launcher of 2017 hands over one socket, and maybe its path")
         own_socket = os.fsdecode(request.argv[1]) if len(request.argv) > 1 else ""
         bundle = os.fsdecode(request.cwd)
         await self._pair.shims.join(
@@ -106,61 +120,51 @@ class HostService:
     ) -> host_pb2.LaunchResponse:
         start = read_start(request.stdin, invocation.id, invocation.namespace)
         options = decode(start.options)
+        launcher = _launcher(request)
         bundle = Path(os.fsdecode(request.cwd))
-        env = _environment(request)
-        config = await self._pair.host.pool.run(
-            f"read {bundle}", FILE_LIMIT, partial(read_config, bundle)
-        )
-        scope = share(
-            options,
-            env,
-            address=invocation.address,
-            namespace=invocation.namespace,
-            id=invocation.id,
-            group=group_key(spec_annotations(config), invocation.id),
-            alone=_differs(request.oom_score_adj),
-        )
-        if not self._pair.serves(scope):
+        ttrpc = start.params.containerd_ttrpc_address if start.params else ""
+        ttrpc = (ttrpc or launcher.env.get("TTRPC_ADDRESS", "")).removeprefix("unix://")
+        _check_containerd(ttrpc)
+
+        def scope_of(config: Mapping[str, Any]) -> Scope:
+            return share(
+                options,
+                launcher.env,
+                address=invocation.address,
+                namespace=invocation.namespace,
+                id=invocation.id,
+                group=group_key(annotations_of(config), invocation.id),
+                alone=_differs(request.oom_score_adj),
+            )
+
+        def make_known() -> str:
+            """The path of the group's socket, written to the bundle; empty: not ours."""
+            scope = scope_of(read_config(bundle))
+            if not self._pair.serves(scope):
+                return ""
+            path = _path_of(invocation, start, scope)
+            _write_address(bundle, answer.address(path))
+            return path
+
+        path = await self._pair.host.pool.run(f"look at {bundle}", FILE_LIMIT, make_known)
+        if not path:
             return host_pb2.LaunchResponse(apart=True)
-        path = await self._open(request, invocation, start, options, scope)
-        write = partial(_write_address, bundle, answer.address(path))
-        await self._pair.host.pool.run(f"write to {bundle}", FILE_LIMIT, write)
-        return host_pb2.LaunchResponse(
-            stdout=answer.started(path, start.params, options.task_api)
-        )
+        grpc = options.task_api == "grpc"
+        stdout = answer.started(path, start.params, options.task_api)
+        await self._open(path, invocation, ttrpc, launcher, grpc)
+        return host_pb2.LaunchResponse(stdout=stdout)
 
     async def _open(
-        self,
-        request: host_pb2.LaunchRequest,
-        invocation: Invocation,
-        start: Start,
-        options: Options,
-        scope: Scope,
-    ) -> str:
-        """The path of the group's socket, which is there then."""
-        env = _environment(request)
-        directory = start.params.socket_dir if start.params else ""
-        arguments = (invocation.address, invocation.namespace, scope.group)
-        path = socket_path(*arguments, directory) if directory else socket_path(*arguments)
-        ttrpc = start.params.containerd_ttrpc_address if start.params else ""
-        ttrpc = (ttrpc or env.get("TTRPC_ADDRESS", "")).removeprefix("unix://")
-        _check_containerd(ttrpc)
+        self, path: str, invocation: Invocation, ttrpc: str, launcher: Launcher, grpc: bool
+    ) -> None:
+        """Serve the group at `path`, unless somebody does."""
         async with self._opening:
-            if self._pair.groups.at(path) is None:
-                group = Group(
-                    self._pair.host.keeper.new_id(),
-                    invocation.address,
-                    ttrpc,
-                    invocation.namespace,
-                    path,
-                    _launcher(request),
-                    options.task_api == "grpc",
-                )
-                try:
-                    await self._pair.groups.open(group)
-                except TakenElsewhere:
-                    return path
-        return path
+            if self._pair.groups.at(path) is not None:
+                return
+            id = self._pair.host.keeper.new_id()
+            where = (invocation.address, ttrpc, invocation.namespace, path)
+            with contextlib.suppress(TakenElsewhere):
+                await self._pair.groups.open(Group(id, *where, launcher, grpc))
 
     async def _delete(
         self, request: host_pb2.LaunchRequest, invocation: Invocation
@@ -193,7 +197,7 @@ class HostService:
             config = await self._pair.host.pool.run(f"read {bundle}", FILE_LIMIT, read)
         except ShimError:
             return id
-        return group_key(spec_annotations(config), id)
+        return group_key(annotations_of(config), id)
 
     async def _close_unused(self, path: str) -> None:
         """The group of a container that was started and never created has no use."""
@@ -265,6 +269,12 @@ def _launcher(request: host_pb2.LaunchRequest) -> Launcher:
     )
 
 
+def _path_of(invocation: Invocation, start: Start, scope: Scope) -> str:
+    arguments = (invocation.address, invocation.namespace, scope.group)
+    directory = start.params.socket_dir if start.params else ""
+    return socket_path(*arguments, directory) if directory else socket_path(*arguments)
+
+
 def _check_containerd(address: str) -> None:
     """Nothing is to be made for a containerd that nobody can send events to."""
     with socket.socket(socket.AF_UNIX) as probe:
@@ -288,5 +298,8 @@ def _differs(oom_score_adj: int) -> bool:
 def _write_address(bundle: Path, address: str) -> None:
     """As containerd 1.6 reads it when it starts again: a whole file or none."""
     new = bundle / ".address"
-    new.write_text(address)
-    new.rename(bundle / "address")
+    try:
+        new.write_text(address)
+        new.rename(bundle / "address")
+    except OSError as error:
+        raise FailedPrecondition(f"cannot write to {bundle}: {error.strerror}") from error

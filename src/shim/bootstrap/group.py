@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 import os
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from shim.bootstrap.options import SHARES, Options, choice
 from shim.errors import InvalidArgument
@@ -41,16 +40,11 @@ class Scope:
     key: str = ""
 
 
-def annotations_of(config: bytes) -> dict[str, str]:
-    """The annotations in a bundle's config.json. Raises InvalidArgument when it is none."""
-    try:
-        found = json.loads(config)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"config.json is not JSON: {error}") from error
-    table = found.get("annotations") if isinstance(found, dict) else None
-    if not isinstance(table, dict):
-        return {}
-    return {name: text for name, text in table.items() if isinstance(text, str)}
+def annotations_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The annotations of an OCI spec; those that are no strings are left out."""
+    found = config.get("annotations")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {name: value for name, value in pairs if isinstance(value, str)}
 
 
 def group_key(annotations: Mapping[str, str], id: str) -> str:

@@ -61,13 +61,6 @@ def _read(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def spec_annotations(config: Mapping[str, Any]) -> dict[str, str]:
-    """The spec's annotations; those that are no strings are left out."""
-    found = config.get("annotations")
-    pairs = found.items() if isinstance(found, Mapping) else ()
-    return {name: value for name, value in pairs if isinstance(value, str)}
-
-
 def has_private_pids(config: Mapping[str, Any]) -> bool:
     """Whether the container's processes die with its init: its pid namespace is made for it.
 
