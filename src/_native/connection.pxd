@@ -130,21 +130,10 @@ cdef inline bint has_request_slot(Ttrpc *t) noexcept nogil:
     return t.requests_free != NONE or t.requests_used < MOST_REQUESTS
 
 
-cdef inline Request *request_add(Ttrpc *t, uint32_t connection) noexcept nogil:
-    """A new request, last in both lists. There must be a slot."""
-    cdef Connection *c = &t.connections[connection]
-    cdef uint32_t slot = t.requests_free
-    cdef Request *request
-    if slot != NONE:
-        t.requests_free = t.requests[slot].next
-    else:
-        slot = t.requests_used
-        t.requests_used += 1
-    request = &t.requests[slot]
-    memset(request, 0, sizeof(Request))
-    t.sequence += 1
-    request.id = t.sequence << REQUEST_BITS | slot
-    request.connection = connection
+cdef inline void request_link(Ttrpc *t, uint32_t slot) noexcept nogil:
+    """Make it the last of both lists: of all, and of its connection's."""
+    cdef Request *request = &t.requests[slot]
+    cdef Connection *c = &t.connections[request.connection]
     request.next = request.below = NONE
     request.previous = t.last
     if t.last == NONE:
@@ -161,6 +150,23 @@ cdef inline Request *request_add(Ttrpc *t, uint32_t connection) noexcept nogil:
     if t.unsent == NONE:
         t.unsent = slot
     c.open += 1
+
+
+cdef inline Request *request_add(Ttrpc *t, uint32_t connection) noexcept nogil:
+    """A new request, last in both lists. There must be a slot."""
+    cdef uint32_t slot = t.requests_free
+    cdef Request *request
+    if slot != NONE:
+        t.requests_free = t.requests[slot].next
+    else:
+        slot = t.requests_used
+        t.requests_used += 1
+    request = &t.requests[slot]
+    memset(request, 0, sizeof(Request))
+    t.sequence += 1
+    request.id = t.sequence << REQUEST_BITS | slot
+    request.connection = connection
+    request_link(t, slot)
     return request
 
 

@@ -27,16 +27,28 @@ from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collec
                      release, signal_process, spawn_started, track)
 from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish,
                     relay_forget, relay_resize, relay_run, relay_timers, relay_unhold)
-from spawner cimport CANNOT_EXECUTE, spawner_start
+from spawner cimport CANNOT_EXECUTE, is_command, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
                      relay_add, relay_open)
 from table cimport NONE, arena, map_find
 from ttrpc cimport (ttrpc_begun, ttrpc_deliver, ttrpc_event, ttrpc_front_gone, ttrpc_is_quiet,
                     ttrpc_replayable, ttrpc_respond, ttrpc_run, ttrpc_signalled)
+from upgrade cimport (SAVED_CONNECTION, SAVED_DESCRIPTORS, SAVED_DESTINATION, SAVED_KEEPER,
+                      SAVED_LISTENER, SAVED_PROCESS, SAVED_REQUEST, SAVED_STREAM, SAVED_UNCLAIMED,
+                      STATE_VERSION, Program, Reader, SavedKeeper, Writer, check_state,
+                      finish_requests, fixed_size, get_connection, get_destination, get_listener,
+                      get_process, get_request, get_stream, get_unclaimed, inherit, keep,
+                      next_entry, program_add, program_read, put_connections, put_destinations,
+                      put_entry, put_listeners, put_processes, put_requests, put_streams,
+                      reader_close, writer_close, writer_finish, writer_open)
 cimport wire
 from wire cimport MOST_INLINE, Record
 
 RECORD_SIZE = sizeof(Record)
+# Of what goes to another version of the keeper: the version of its form, and the sizes of its
+# parts, which cannot change without it.
+STATE = STATE_VERSION
+STATE_SIZES = tuple(fixed_size(kind) for kind in range(SAVED_KEEPER, SAVED_DESCRIPTORS))
 
 cdef enum:
     # epoll tags beside the relay's
@@ -57,6 +69,7 @@ cdef enum:
     DELAY_FIRST = 100            # milliseconds before a front that never served is started again
     DELAY_LAST = 5000
     STOP_TIME = 2                # seconds for the last bytes of connections
+    UPGRADE_TIME = 5             # seconds for the front to die and for spawns to be answered
 
 cdef struct Keeper:
     int epoll
@@ -64,8 +77,13 @@ cdef struct Keeper:
     int spawner                  # the channel to it
     int32_t spawner_pid
     int32_t *errors              # shared with the spawner's children
+    int errors_memory            # the memfd that they are in
     rlimit files                 # what the launcher had
     int command                  # the front's command, a sealed memfd
+    int program                  # this keeper's argv but for its last part, the same
+    int next_command             # the next version's; -1: there is none
+    int next_program
+    uint64_t pipe_budget
     char *payload                # room for what comes with one record
     Pool pool                    # memory for requests, answers and events
     Relay relay
@@ -82,6 +100,7 @@ cdef struct Keeper:
     uint64_t asked_since         # since when the front owes a sign of life; 0: it does not
     uint64_t pinged_at           # 0: not asked
     uint64_t stop_due            # FOREVER: go on
+    uint64_t upgrade_due         # until when the next version may begin; FOREVER: there is none
 
 
 # ---- the spawner
@@ -200,7 +219,7 @@ cdef void front_gone(Keeper *k) noexcept nogil:
     """Hang up on its clients, and start the next: at once, unless it never served."""
     k.asked_since = k.pinged_at = 0
     channel_detach(&k.channel)
-    ttrpc_front_gone(&k.ttrpc)
+    ttrpc_front_gone(&k.ttrpc, k.upgrade_due == FOREVER)
     listeners_pause(&k.listeners)
     relay_drop_front(&k.relay)
     forget_serials(&k.reaper)
@@ -230,6 +249,8 @@ cdef uint64_t watch_front(Keeper *k) noexcept nogil:
     cdef Record ping
     if k.stop_due != FOREVER:
         return FOREVER
+    if k.upgrade_due != FOREVER:
+        return k.upgrade_due
     if k.front_due <= k.now:
         start_front(k)
     if k.front_due != FOREVER:
@@ -421,6 +442,22 @@ cdef int send_signal(Keeper *k, Record *asked) noexcept nogil:
     return error
 
 
+cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
+    """Become the next version once the front is gone and nothing is being spawned."""
+    cdef Program program
+    if k.stop_due != FOREVER:
+        return EBUSY
+    if parcel.count != 2 or not is_command(parcel.descriptors[1]):
+        return EINVAL
+    if not program_read(&program, parcel.descriptors[0]):
+        return EINVAL
+    k.next_program = take(parcel, 0)
+    k.next_command = take(parcel, 1)
+    k.upgrade_due = k.now + <uint64_t>UPGRADE_TIME * SECOND
+    drop(&k.channel.socket)
+    return 0
+
+
 cdef bint has_payload(uint32_t kind) noexcept nogil:
     return (kind == wire.BEGUN or kind == wire.RESPOND or kind == wire.DESTINATION
             or kind == wire.PUBLISH)
@@ -477,6 +514,8 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return front_ready(k)
     if kind == wire.STOP:
         return stop(k)
+    if kind == wire.UPGRADE:
+        return upgrade(k, parcel)
     return 0 if kind == wire.PONG else EPROTO
 
 
@@ -517,6 +556,128 @@ cdef void front_speaks(Keeper *k) noexcept nogil:
             answer(k, &parcel, perform(k, &parcel))
         if k.channel.socket < 0:
             return
+
+
+# ---- the next version
+
+cdef bint is_spawning(Keeper *k) noexcept nogil:
+    """Whether the spawner owes an answer."""
+    cdef uint32_t slot
+    cdef Process *process
+    for slot in range(k.reaper.used):
+        process = &k.reaper.processes[slot]
+        if process.bits & BITS_LIVE and not process.bits & BITS_EXITED and process.pid == 0:
+            return True
+    return False
+
+
+cdef int save(Keeper *k, Writer *writer) noexcept nogil:
+    """Write all that is held to a new memfd; 0 or an errno."""
+    cdef SavedKeeper saved
+    cdef int error = writer_open(writer, k.reaper.most)
+    if error:
+        return error
+    memset(&saved, 0, sizeof(saved))
+    saved.soft, saved.hard = k.files.rlim_cur, k.files.rlim_max
+    saved.pipe_budget = k.pipe_budget
+    saved.unclaimed_count = k.reaper.unclaimed_count
+    saved.sequence = k.ttrpc.sequence
+    saved.errors = k.errors_memory
+    saved.command = k.command
+    saved.next_command = k.next_command
+    saved.asked_to_end = k.asked_to_end
+    put_entry(writer, SAVED_KEEPER, 0, &saved, sizeof(saved), 0)
+    keep(writer, k.errors_memory)
+    keep(writer, k.command)
+    keep(writer, k.next_command)
+    put_processes(writer, &k.reaper)
+    put_streams(writer, &k.relay)
+    put_listeners(writer, &k.listeners)
+    put_connections(writer, &k.ttrpc)
+    put_requests(writer, &k.ttrpc)
+    put_destinations(writer, &k.publisher)
+    return writer_finish(writer)
+
+
+cdef void execute(Keeper *k, Writer *writer) noexcept nogil:
+    """Become the next version, with what was saved. Returns where that cannot be executed."""
+    cdef Program program
+    cdef char numbers[2][16]
+    if not program_read(&program, k.next_program):
+        return
+    ds_number(numbers[0], sizeof(numbers[0]), writer.fd)
+    ds_number(numbers[1], sizeof(numbers[1]), k.program)
+    program_add(&program, <char *>b"--resume")
+    program_add(&program, numbers[0])
+    program_add(&program, numbers[1])
+    keep(writer, writer.fd)
+    keep(writer, k.program)
+    inherit(<char *>writer.descriptors, writer.count, True)
+    execve(program.words[0], program.words, environ)
+    inherit(<char *>writer.descriptors, writer.count, False)
+
+
+cdef void try_upgrade(Keeper *k) noexcept nogil:
+    """Become the next version, or, when it takes too long or cannot be, go on as this one."""
+    cdef Writer writer
+    cdef bint waits = map_find(&k.reaper.ids, FRONT_ID) != NONE or is_spawning(k)
+    if waits and k.now < k.upgrade_due:
+        kill_front(k)
+        return
+    if not waits:
+        if save(k, &writer) == 0:
+            execute(k, &writer)
+        writer_close(&writer)
+    drop(&k.next_program)
+    drop(&k.next_command)
+    k.upgrade_due = FOREVER
+
+
+cdef int restore_entry(Keeper *k, Reader *reader) noexcept nogil:
+    cdef uint32_t kind = reader.entry.kind
+    if kind == SAVED_UNCLAIMED:
+        return get_unclaimed(reader, &k.reaper)
+    if kind == SAVED_PROCESS:
+        return get_process(reader, &k.reaper)
+    if kind == SAVED_STREAM:
+        return get_stream(reader, &k.relay, k.now)
+    if kind == SAVED_LISTENER:
+        return get_listener(reader, &k.listeners)
+    if kind == SAVED_CONNECTION:
+        return get_connection(reader, &k.ttrpc)
+    if kind == SAVED_REQUEST:
+        return get_request(reader, &k.ttrpc)
+    if kind == SAVED_DESTINATION:
+        return get_destination(reader, &k.publisher)
+    return 0 if kind == SAVED_DESCRIPTORS else EINVAL
+
+
+cdef int restore(Keeper *k, Reader *reader, SavedKeeper *saved) noexcept nogil:
+    """Hold all that a checked state tells of; 0 or an errno, and then nothing has changed."""
+    cdef int error
+    next_entry(reader)
+    memcpy(saved, reader.fixed, sizeof(SavedKeeper))
+    if set_up(k, saved.pipe_budget, saved.errors) < 0:
+        return errno if errno else EINVAL
+    k.now = monotonic()
+    k.files.rlim_cur, k.files.rlim_max = saved.soft, saved.hard
+    k.reaper.unclaimed_count = saved.unclaimed_count
+    k.ttrpc.sequence = saved.sequence
+    k.asked_to_end = saved.asked_to_end
+    while next_entry(reader):
+        error = restore_entry(k, reader)
+        if error:
+            return error
+    return 0
+
+
+cdef void take_over(Keeper *k, Reader *reader) noexcept nogil:
+    """All is restored: from here on there is no way back. The last entry is the descriptors'."""
+    inherit(reader.more, reader.entry.more // sizeof(int32_t), False)
+    finish_requests(&k.ttrpc)
+    start_spawner(k)             # where it cannot be, the next spawn tries again
+    collect(&k.reaper)           # the signal for these may have been lost
+    report_exits(k)
 
 
 # ---- the loop
@@ -586,6 +747,8 @@ cdef void loop(Keeper *k) noexcept nogil:
     cdef int count, i
     k.now = k.relay.now = monotonic()
     while not has_ended(k):
+        if k.upgrade_due != FOREVER:
+            try_upgrade(k)
         due = min(min(relay_timers(&k.relay), watch_front(k)), k.stop_due)
         due = min(due, publisher_timers(&k.publisher, k.now))
         report_ends(k)
@@ -621,10 +784,25 @@ cdef int open_signals(Keeper *k) noexcept nogil:
     return epoll_ctl(k.epoll, EPOLL_CTL_ADD, k.signals, &event)
 
 
-cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept nogil:
-    k.errors = <int32_t *>mmap(NULL, most * sizeof(int32_t), PROT_READ | PROT_WRITE,
-                               MAP_SHARED | MAP_ANONYMOUS, -1, 0)
-    if k.errors == MAP_FAILED or not reaper_open(&k.reaper, most, k.errors):
+cdef bint open_errors(Keeper *k, uint32_t most, int memory) noexcept nogil:
+    """The memory that is shared with the spawner's children: a new memfd, or the old version's."""
+    cdef stat_t facts
+    k.errors_memory = memory
+    if memory < 0:
+        k.errors_memory = memfd_create(b"errors", MFD_CLOEXEC)
+        if k.errors_memory < 0 or ftruncate(k.errors_memory, most * sizeof(int32_t)) < 0:
+            return False
+    if fstat(k.errors_memory, &facts) < 0:
+        return False
+    if facts.st_size < <long long>(most * sizeof(int32_t)):
+        return False
+    k.errors = <int32_t *>mmap(NULL, most * sizeof(int32_t), PROT_READ | PROT_WRITE, MAP_SHARED,
+                               k.errors_memory, 0)
+    return k.errors != MAP_FAILED
+
+
+cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget, int errors) noexcept nogil:
+    if not open_errors(k, most, errors) or not reaper_open(&k.reaper, most, k.errors):
         return False
     k.payload = <char *>arena(MOST_INLINE)
     if k.payload == NULL or not pool_open(&k.pool, POOL_SIZE):
@@ -641,30 +819,48 @@ cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget) noexcept n
     return channel_open(&k.channel, k.epoll, CHANNEL_TAG, 2 * most + 1024)
 
 
-cdef int set_up(Keeper *k, uint64_t pipe_budget) noexcept nogil:
-    """Everything but the sockets; 0, or -1 and errno."""
-    cdef rlimit files
+cdef int set_up(Keeper *k, uint64_t pipe_budget, int errors) noexcept nogil:
+    """Everything but the sockets and the spawner; 0, or -1 and errno.
+
+    errors: the memfd of a version before, or -1.
+    """
     cdef uint32_t most
     memset(k, 0, sizeof(Keeper))
     k.front_due = 0
-    k.stop_due = FOREVER
+    k.stop_due = k.upgrade_due = FOREVER
+    k.next_program = k.next_command = -1
+    k.pipe_budget = pipe_budget
     if getrlimit(RLIMIT_NOFILE, &k.files) < 0 or prctl(PR_SET_CHILD_SUBREAPER, 1) < 0:
         return -1
     prctl(PR_SET_NAME, <char *>b"dense-keeper")
-    files = k.files
-    files.rlim_cur = files.rlim_max
-    most = <uint32_t>min(files.rlim_max, <rlim_t>MOST_SLOTS)
+    most = <uint32_t>min(k.files.rlim_max, <rlim_t>MOST_SLOTS)
     k.epoll = epoll_create1(EPOLL_CLOEXEC)
-    if k.epoll < 0 or not open_tables(k, most, pipe_budget):
+    if k.epoll < 0 or not open_tables(k, most, pipe_budget, errors):
         return -1
-    if open_signals(k) < 0 or start_spawner(k) < 0:
-        return -1
+    return open_signals(k)
+
+
+cdef int raise_limit(Keeper *k) noexcept nogil:
+    """As many descriptors as there may be; the spawner has the launcher's limit."""
+    cdef rlimit files = k.files
+    files.rlim_cur = files.rlim_max
     return setrlimit(RLIMIT_NOFILE, &files)
 
 
-def run(list listeners, int command, unsigned long long pipe_budget):
+cdef int make_program(list words) except -1:
+    """A sealed memfd of this keeper's argv."""
+    cdef bytes text = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
+    cdef int memory = memfd_create(b"program", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+    if memory < 0 or write(memory, <const char *>text, len(text)) != len(text):
+        raise OSError(errno, "keeping the keeper's argv")
+    fcntl(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    return memory
+
+
+def run(list program, list listeners, int command, unsigned long long pipe_budget):
     """Be the keeper until the front says STOP. Never releases the GIL to anything else.
 
+    program: the argv by which another version comes back to this one, with its own words added.
     listeners: listening sockets (taken), each with its flags; the first gets id 2, and so on.
     command: sealed memfd (taken) of the front's command, see `shim.keeper.command`; its
     descriptor 0 becomes the channel.
@@ -675,13 +871,56 @@ def run(list listeners, int command, unsigned long long pipe_budget):
     cdef Keeper keeper
     cdef uint64_t id = FIRST_LISTENER_ID
     cdef int error
-    if set_up(&keeper, pipe_budget) < 0:
+    if set_up(&keeper, pipe_budget, -1) < 0 or start_spawner(&keeper) < 0:
         raise OSError(errno, "setting up the keeper")
+    if raise_limit(&keeper) < 0:
+        raise OSError(errno, "raising the limit of descriptors")
+    keeper.program = make_program(program)
     keeper.command = command
     for socket, flags in listeners:
         error = listener_add(&keeper.listeners, id, socket, flags)
         if error:
             raise OSError(error, f"watching listening socket {socket}")
         id += 1
+    with nogil:
+        loop(&keeper)
+
+
+def check(int state):
+    """Whether this version can take over what is in a memfd. Raises ValueError with the reason."""
+    cdef Reader reader
+    cdef const char *wrong = check_state(&reader, state)
+    reader_close(&reader)
+    if wrong != NULL:
+        raise ValueError("not a keeper's state: " + wrong.decode())
+
+
+def resume(list program, int state, int back):
+    """Be the keeper in another version's place until the front says STOP.
+
+    program: as for `run`. state: the memfd (taken) of what the other version held.
+    back: memfd (taken) of the argv of a version that can take it back; -1: this is that version,
+    and the other one has failed.
+
+    Raises ValueError, OSError: it cannot take over; descriptors and state are as they were.
+    """
+    cdef Keeper keeper
+    cdef Reader reader
+    cdef SavedKeeper saved
+    cdef const char *wrong = check_state(&reader, state)
+    cdef int error
+    if wrong != NULL:
+        raise ValueError("not a keeper's state: " + wrong.decode())
+    error = restore(&keeper, &reader, &saved)
+    if error:
+        raise OSError(error, "taking over a keeper's state")
+    keeper.program = make_program(program)
+    keeper.command = saved.command if back < 0 else saved.next_command
+    take_over(&keeper, &reader)
+    reader_close(&reader)
+    close(state)
+    close(saved.next_command if back < 0 else saved.command)
+    if back >= 0:
+        close(back)
     with nogil:
         loop(&keeper)

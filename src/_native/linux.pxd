@@ -13,6 +13,7 @@ cdef extern from *:
     #include <linux/sched.h>
     #include <poll.h>
     #include <signal.h>
+    #include <stdio.h>
     #include <stdlib.h>
     #include <string.h>
     #include <sys/epoll.h>
@@ -36,6 +37,9 @@ cdef extern from *:
     }
     static inline int ds_clone3(struct clone_args *args) {
         return (int)syscall(SYS_clone3, args, sizeof(*args));
+    }
+    static inline void ds_number(char *text, size_t size, int number) {
+        snprintf(text, size, "%d", number);
     }
     static inline int ds_pidfd_open(int pid) {
         return (int)syscall(SYS_pidfd_open, pid, 0);
@@ -74,6 +78,9 @@ cdef extern from * nogil:
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
     ssize_t pread(int fd, void *buffer, size_t count, long offset)
+    ssize_t pwrite(int fd, const void *buffer, size_t count, long offset)
+    int ftruncate(int fd, long length)
+    char **environ
     int open(const char *path, int flags, ...)
     int close(int fd)
     int dup2(int old, int new)
@@ -88,6 +95,7 @@ cdef extern from * nogil:
     int fallocate(int fd, int mode, long offset, long length)
     ssize_t splice(int source, void *offset_in, int sink, void *offset_out, size_t count,
                    unsigned int flags)
+    int F_GETFD, F_SETFD, FD_CLOEXEC
     int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS
     int F_SEAL_SEAL, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW
     int O_NONBLOCK, O_WRONLY, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
@@ -233,6 +241,7 @@ cdef extern from * nogil:
     unsigned CLOSE_RANGE_CLOEXEC
 
     # string.h, stdio.h
+    void ds_number(char *text, size_t size, int number)
     void *memcpy(void *target, const void *source, size_t count)
     void *memset(void *target, int value, size_t count)
     void *memchr(const void *text, int value, size_t count)

@@ -98,18 +98,13 @@ cdef inline int listener_refused(Listeners *listeners, uint64_t id, int socket,
     return EMFILE if socket >= listeners.highest else 0
 
 
-cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket,
-                             uint32_t flags) noexcept nogil:
-    """Hold a listening unix socket; takes it. Without FRAMES nobody is accepted before
-    `listener_serve`.
-
-    An errno: EINVAL, no such socket, or the flags; EEXIST, the id; ENFILE, EMFILE, no room.
-    """
+cdef inline int listener_place(Listeners *listeners, uint64_t id, int socket,
+                               uint32_t flags) noexcept nogil:
+    """As listener_add, but on an errno the socket is the caller's still."""
     cdef uint32_t index = listeners.free
     cdef Listener *listener
     cdef int error = listener_refused(listeners, id, socket, flags)
     if error:
-        drop(&socket)
         return error
     if index != NONE:
         listeners.free = listeners.all[index].next
@@ -125,7 +120,21 @@ cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket,
     fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK)
     error = listener_watch(listeners, index, EPOLL_CTL_ADD)
     if error:
+        listener.socket = -1
         free_listener(listeners, index)
+    return error
+
+
+cdef inline int listener_add(Listeners *listeners, uint64_t id, int socket,
+                             uint32_t flags) noexcept nogil:
+    """Hold a listening unix socket; takes it. Without FRAMES nobody is accepted before
+    `listener_serve`.
+
+    An errno: EINVAL, no such socket, or the flags; EEXIST, the id; ENFILE, EMFILE, no room.
+    """
+    cdef int error = listener_place(listeners, id, socket, flags)
+    if error:
+        drop(&socket)
     return error
 
 

@@ -56,6 +56,14 @@ cdef inline Command *map_command(int memory, size_t *size) noexcept nogil:
     return NULL if found == MAP_FAILED else <Command *>found
 
 
+cdef inline bint is_command(int memory) noexcept nogil:
+    cdef size_t size = 0
+    cdef Command *command = map_command(memory, &size)
+    if command != NULL:
+        munmap(command, size)
+    return command != NULL
+
+
 cdef inline char *lay_out(char *text, char *end, char **strings, uint32_t count) noexcept nogil:
     """Point strings[0..count-1] at consecutive NUL-ended texts; what follows, NULL: cut short."""
     cdef uint32_t i

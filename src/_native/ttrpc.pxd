@@ -266,10 +266,10 @@ cdef inline bint ttrpc_deliver(Ttrpc *t) noexcept nogil:
     return any
 
 
-cdef inline void settle(Ttrpc *t, Request *request) noexcept nogil:
-    """The front has died over this request."""
+cdef inline void settle(Ttrpc *t, Request *request, bint blamed) noexcept nogil:
+    """The front has died over this request; it is blamed for that unless the keeper meant it."""
     cdef Connection *c = &t.connections[request.connection]
-    if request.state == FRESH and request.sent:
+    if blamed and request.state == FRESH and request.sent:
         request.deaths += 1
     if request.state == STARTED and not request.answer_lost:
         send_response(t, c, request.stream, &request.answer)
@@ -285,13 +285,13 @@ cdef inline void settle(Ttrpc *t, Request *request) noexcept nogil:
     connection_watch(t, c)
 
 
-cdef inline void ttrpc_front_gone(Ttrpc *t) noexcept nogil:
+cdef inline void ttrpc_front_gone(Ttrpc *t, bint blamed) noexcept nogil:
     """Answer what has begun; the next front gets the rest, in order of arrival."""
     cdef uint32_t slot = t.first
     cdef uint32_t following
     while slot != NONE:
         following = t.requests[slot].next
-        settle(t, &t.requests[slot])
+        settle(t, &t.requests[slot], blamed)
         slot = following
     t.unsent = t.first
 

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shim.keeper.command import Command, pack
+from shim.keeper.command import Command, pack, pack_program
 from shim.keeper.packet import ROOM, Packet, receive, send
 from shim.keeper.records import Flag, Kind, Record
+from shim.keeper.start import keeper_program, pack_front
 
 FRONT = """
 import os, socket, sys
@@ -192,11 +193,13 @@ class Keeper:
         files: tuple[int, int] | None = None,
     ) -> None:
         self._rendezvous = socket.socket(socket.AF_UNIX)
-        self._rendezvous.bind(str(folder / "front.sock"))
+        path = str(folder / "front.sock")
+        self._rendezvous.bind(path)
+        self.command = [sys.executable, "-I", "-S", "-c", FRONT, path]
         self._rendezvous.listen(8)
         self._rendezvous.settimeout(PATIENCE)
         limit = f"{files[0]}:{files[1]}" if files else ""
-        arguments = [FRONT, str(folder / "front.sock"), limit]
+        arguments = [FRONT, path, limit]
         arguments += [f"{descriptor}:{flags.value}" for descriptor, flags in listeners]
         self.process = subprocess.Popen(
             [sys.executable, "-c", BOOT, SOURCE, *arguments],
@@ -216,6 +219,19 @@ class Keeper:
         link, _ = self._rendezvous.accept()
         _, descriptors, _, _ = socket.recv_fds(link, 16, 4)
         return Front(link, socket.socket(fileno=descriptors[0]))
+
+    def upgrade(self, program: Sequence[str] = (), front: Sequence[str] = ()) -> Front:
+        """Let another version take over: this one again, unless told; its front."""
+        memories = [
+            pack_program(program or keeper_program()),
+            pack_front(front or self.command),
+        ]
+        self.front.tell(Record(Kind.UPGRADE), *memories)
+        for memory in memories:
+            os.close(memory)
+        old, self.front = self.front, self.next_front()
+        old.close()
+        return self.front
 
     def replace_front(self, serves: bool = True) -> Front:
         """Let the present front die, and wait for the next one; it says READY if it serves."""

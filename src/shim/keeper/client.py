@@ -9,13 +9,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from shim.errors import FailedPrecondition, NotFound, ResourceExhausted, ShimError, Unavailable
 from shim.keeper.channel import Channel
-from shim.keeper.command import Command, pack
+from shim.keeper.command import Command, pack, pack_program
 from shim.keeper.records import Flag, Kind, Record
 from shim.model import Exit
 
@@ -259,6 +259,21 @@ class KeeperClient:
         """
         record = Record(Kind.PUBLISH, id=destination, owner=owner, flags=mark, number=number)
         self.tell(record, body)
+
+    async def upgrade(self, program: Sequence[str], front: int) -> None:
+        """Have another version of the keeper take over, with another front.
+
+        program: its argv, see `shim.keeper.start.keeper_program`. front: the memfd (borrowed) of
+        its front's command. Does not return where the keeper agrees: it kills this front; where
+        the other version fails, the present one goes on. Raises FailedPrecondition.
+        """
+        memory = pack_program(program)
+        try:
+            await self._channel.ask(Record(Kind.UPGRADE), [memory, front])
+        except OSError as error:
+            raise explain(error, "upgrading the keeper") from error
+        finally:
+            os.close(memory)
 
     def ready(self) -> None:
         """This front serves."""

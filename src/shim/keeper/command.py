@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shim.keeper.packet import sealed_memory
@@ -57,6 +57,17 @@ def pack(command: Command) -> int:
     a string, more than MAX_SIZE bytes.
     """
     return sealed_memory("command", _pack_bytes(command))
+
+
+def pack_program(argv: Sequence[str]) -> int:
+    """Write the argv of a keeper to a new sealed memfd and return it; the caller owns it.
+
+    Raises ValueError for a string with NUL.
+    """
+    strings = [os.fsencode(text) for text in argv]
+    if any(b"\0" in text for text in strings):
+        raise ValueError("a program's arguments cannot hold NUL")
+    return sealed_memory("program", b"".join(text + b"\0" for text in strings))
 
 
 def _pack_bytes(command: Command) -> bytes:

@@ -29,19 +29,28 @@ def pipe_budget() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 4
 
 
+def keeper_program() -> list[str]:
+    """The argv of this version's keeper, without what it is to do: see `shim.boot`."""
+    return [sys.executable, "-I", "-S", str(PACKAGE / "boot.py"), str(PACKAGE.parent)]
+
+
+def pack_front(front: Sequence[str]) -> int:
+    """The command of a front with this argv (absolute), in a memfd that the caller owns."""
+    # A front that hangs would not notice the keeper's death by itself.
+    return pack(
+        Command(tuple(front), os.environ, descriptors={CHANNEL: -1}, death_signal=signal.SIGKILL)
+    )
+
+
 def become_keeper(front: Sequence[str], listeners: Sequence[tuple[int, Flag]]) -> NoReturn:
     """Replace this process by a keeper that runs `front` and holds the listening sockets.
 
     front: argv of the front, absolute; it finds its channel on descriptor 3.
     listeners: descriptors, each with the flags of LISTEN; the first becomes listener 2.
     """
-    # A front that hangs would not notice the keeper's death by itself.
-    command = pack(
-        Command(tuple(front), os.environ, descriptors={CHANNEL: -1}, death_signal=signal.SIGKILL)
-    )
+    command = pack_front(front)
     for descriptor in (command, *(descriptor for descriptor, _ in listeners)):
         os.set_inheritable(descriptor, True)
     held = [f"{descriptor}:{flags.value}" for descriptor, flags in listeners]
-    boot = [sys.executable, "-I", "-S", str(PACKAGE / "boot.py"), str(PACKAGE.parent)]
-    boot += [str(pipe_budget()), str(command), *held]
+    boot = [*keeper_program(), str(pipe_budget()), str(command), *held]
     os.execv(sys.executable, boot)
