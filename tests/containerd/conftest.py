@@ -74,7 +74,8 @@ def serving(folder: Path, rootfs: Rootfs, search_path: tuple[Path, ...]) -> Iter
         daemon = Containerd(room, folder, rootfs, search_path)
         daemon.start()
         try:
-            assert daemon.run("true").returncode == 0
+            first = daemon.run("true")
+            assert first.returncode == 0, first.stderr.decode()
             yield daemon
             daemon.remove_all()
         finally:

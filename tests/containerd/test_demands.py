@@ -99,10 +99,9 @@ def test_demand_04_concurrent_deletes_leave_nothing(containerd: Containerd) -> N
     def live(_: int) -> None:
         id = _on_image(containerd).id
         delete = containerd.line("tasks", "rm", "--force", id)
-        racing = [subprocess.Popen(delete, stderr=subprocess.DEVNULL) for _ in range(3)]
-        for racer in racing:
-            racer.wait(PATIENCE)
-        assert id not in containerd.states()
+        racing = [subprocess.Popen(delete, stderr=subprocess.PIPE) for _ in range(3)]
+        said = [racer.communicate(timeout=PATIENCE)[1] for racer in racing]
+        assert id not in containerd.states(), said
         containerd.do("containers", "rm", id)
 
     with ThreadPoolExecutor(6) as pool:
@@ -449,8 +448,11 @@ import socket, sys
 caller = socket.socket(socket.AF_UNIX)
 caller.settimeout(5)
 caller.connect(sys.argv[1])
-caller.sendall(bytes.fromhex(sys.argv[2]))
-print(caller.recv(1))
+try:
+    caller.sendall(bytes.fromhex(sys.argv[2]))
+    print(caller.recv(1))
+except (BrokenPipeError, ConnectionResetError):
+    print("hung up")
 """
 # A request to a service that does not exist: anybody who is let in gets an answer.
 _REQUEST = frame("none", "None").hex()
@@ -498,7 +500,7 @@ def test_demand_19_strangers_are_refused(containerd: Containerd) -> None:
                 path.chmod(0o777)
             assert _ask(containerd, name, "0").stdout == b"b'\\x00'\n"
             stranger = _ask(containerd, name, "65534")
-            assert stranger.stdout == b"b''\n" or b"ConnectionResetError" in stranger.stderr
+            assert stranger.stdout in (b"b''\n", b"hung up\n")
         finally:
             for path, mode in modes.items():
                 path.chmod(mode)
@@ -527,7 +529,7 @@ def test_demand_20_the_death_of_every_shim(own_containerd: Containerd) -> None:
         for container, pid in zip(containers, pids, strict=True):
             seen = log.wait_for(container.id, "/tasks/delete")
             assert exits(seen) == {"": 1}
-            assert [(e.fields["pid"], e.status) for e in seen[-2:]] == [(pid, 137)] * 2
+            assert [(e.fields.get("pid"), e.status) for e in seen[-2:]] == [(pid, 137)] * 2
         until(lambda: not any(map(is_alive, pids)), "the containers end")
         until(lambda: not containerd.states(), "the tasks are gone")
     assert containerd.run("echo", "words").stdout == b"words\n"
