@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pty
+import select
 import signal
 import stat
 import time
@@ -90,8 +91,10 @@ class Box:
         """A shell with these streams."""
         with self.builder(stdio, owner) as builder:
             try:
-                descriptors = await builder.open()
-                return await self.shell(script, descriptors), builder.stdio
+                child = await self.shell(script, await builder.open())
+                await builder.began()
+                builder.stdio.settle()
+                return child, builder.stdio
             except BaseException:
                 builder.stdio.cut()
                 raise
@@ -198,6 +201,99 @@ async def test_a_peer_that_never_comes_holds_nobody_up(box: Box, tmp_path: Path)
     assert (await child.wait()).status == 0
     assert await box.done(Stdio(), "exit 5") == 5
     streams.cut()
+
+
+async def test_an_input_is_opened_when_there_is_somebody_to_read_it(
+    box: Box, tmp_path: Path
+) -> None:
+    """Else a client would see its end where a front dies before the process is started."""
+    fifo = tmp_path / "in"
+    os.mkfifo(fifo)
+    with box.builder(Stdio(stdin=str(fifo))) as builder:
+        descriptors = await builder.open()
+        with pytest.raises(OSError, match="No such device or address"):
+            os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)  # nobody has it open: fifo(7)
+        child = await box.shell("read line; test $line = words", descriptors)
+        await builder.began()
+        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(writer, b"words\n")
+        os.close(writer)
+        assert (await child.wait()).status == 0
+        builder.stdio.cut()
+
+
+async def test_an_input_that_is_not_there_is_refused_before_anything_begins(
+    box: Box, tmp_path: Path
+) -> None:
+    with box.builder(Stdio(stdin=str(tmp_path / "none"))) as builder:
+        with pytest.raises(InvalidArgument, match="none"):
+            await builder.open()
+        builder.stdio.cut()
+
+
+async def test_an_input_that_goes_before_it_begins_is_named(box: Box, tmp_path: Path) -> None:
+    fifo = tmp_path / "in"
+    os.mkfifo(fifo)
+    with box.builder(Stdio(stdin=str(fifo))) as builder:
+        await builder.open()
+        fifo.unlink()
+        with pytest.raises(InvalidArgument, match=str(fifo)):
+            await builder.began()
+        builder.stdio.cut()
+
+
+async def test_an_output_does_not_end_before_it_is_settled(box: Box, tmp_path: Path) -> None:
+    """Its process may be about to be started again, by another front: no client sees an end."""
+    fifo = tmp_path / "out"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with box.builder(Stdio(stdout=str(fifo))) as builder:
+        child = await box.shell("echo first", await builder.open())
+    assert (await child.wait()).status == 0
+    assert events_of(reader, PATIENCE) == select.POLLIN
+    assert os.read(reader, 100) == b"first\n"
+    assert events_of(reader, 0.2) == 0  # an end would be there by now
+    builder.stdio.settle()
+    assert events_of(reader, PATIENCE) == select.POLLHUP
+    os.close(reader)
+
+
+def events_of(reader: int, limit: float) -> int:
+    """What poll(2) says within so many seconds."""
+    waiting = select.poll()
+    waiting.register(reader, select.POLLIN)
+    return sum(events for _, events in waiting.poll(limit * 1000))
+
+
+async def test_streams_are_whole_when_the_keeper_has_all_of_them(
+    keeper: Keeper, pool: BlockingPool, tmp_path: Path
+) -> None:
+    """What a front leaves that dies between two streams cannot be completed."""
+    for name in ("in", "out"):
+        os.mkfifo(tmp_path / name)
+    first = KeeperClient(keeper.front.channel.dup(), lambda: None)
+    await first.begin()
+    stdio = Stdio(stdin=str(tmp_path / "in"), stdout=str(tmp_path / "out"))
+    states = []
+    for is_begun in (True, False):
+        box = Box(first, pool)
+        with box.builder(stdio) as builder:
+            await box.shell("read line", await builder.open())
+            if is_begun:
+                await builder.began()
+            states.append(builder.stdio.to_state())
+    first.close()
+    keeper.front.close()
+    keeper.front = keeper.next_front()
+    second = KeeperClient(keeper.front.channel.dup(), lambda: None)
+    held = await second.begin()
+    adopted = [ProcessStdio(state, terminal=False) for state in states]
+    for one in adopted:
+        one.adopt(held)
+    assert [one.is_whole() for one in adopted] == [True, False]
+    for one in adopted:
+        one.cut()
+    second.close()
 
 
 async def test_the_ends_of_the_process_are_the_owners(box: Box, tmp_path: Path) -> None:
@@ -324,6 +420,7 @@ async def test_the_last_line_reaches_a_program_that_is_slow(box: Box, tmp_path: 
         descriptors = await builder.open()
         os.kill(pid_of(path), signal.SIGSTOP)
         child = await box.shell("seq 10000", descriptors)
+        builder.stdio.settle()
     assert (await child.wait()).status == 0
     draining = asyncio.ensure_future(builder.stdio.drain("the test"))
     await asyncio.wait((draining,), timeout=0.2)  # a SIGTERM would be there by now
@@ -442,6 +539,7 @@ async def test_a_terminal_can_be_logged(box: Box, program: Callable[[str], Path]
         await builder.open()
         child = await box.shell("stty -opost; echo typed", dict.fromkeys(range(3), slave))
         await builder.attach(master)
+        builder.stdio.settle()
         await builder.stdio.resize(80, 24)
         await child.wait()
     builder.stdio.process_ended()

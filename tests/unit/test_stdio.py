@@ -1,12 +1,15 @@
+import contextlib
 import errno
 import fcntl
 import os
 import resource
+import select
 import socket
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from shim import stdio
+from shim import stdio, syscalls
 from shim.errors import InvalidArgument, ResourceExhausted
 
 
@@ -44,16 +47,78 @@ def _next():
     return descriptor
 
 
-def test_output_works_before_during_and_after_a_reader(fifo):
-    opened = stdio.open_output(fifo)
-    os.write(opened.sink, b"early ")
+def test_an_output_is_found_and_not_opened(fifo):
+    """Its reader must not see an end when the finder dies."""
+    before = open_descriptors()
+    found = stdio.find_output(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    os.write(opened.sink, b"late")
-    assert os.read(reader, 100) == b"early late"
-    os.close(reader)
-    assert os.write(opened.sink, b"kept") == 4
-    assert os.read(opened.hold, 100) == b"kept"
-    stdio.close_all(opened)
+    assert not select.select([reader], [], [], 0)[0]
+    assert flags(found.path) & os.O_PATH
+    assert not os.get_inheritable(found.path)
+    assert os.path.samestat(os.fstat(found.path), os.stat(fifo))
+    stdio.close_all([*found, reader])
+    assert open_descriptors() == before
+
+
+def test_looking_for_an_input_opens_nothing(fifo):
+    before = open_descriptors()
+    stdio.check_input(fifo)
+    assert open_descriptors() == before
+    with pytest.raises(OSError, match="No such device"):  # nobody has its other end: fifo(7)
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+
+
+def test_a_fifo_is_sent_with_both_its_ends(fifo):
+    """To whom keeps them: the sender has none of them open afterwards."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found, before = stdio.find_output(fifo), open_descriptors()
+    with ours, theirs:
+        syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path)
+        assert open_descriptors() == before
+        text, sent, _, _ = socket.recv_fds(theirs, 100, 4)
+        assert text == b"record"
+        source, sink, hold = sent
+        assert flags(source) & os.O_PATH
+        assert (mode(sink), mode(hold)) == (os.O_WRONLY, os.O_RDONLY)
+        assert flags(sink) & flags(hold) & os.O_NONBLOCK
+        os.write(sink, b"through")
+        assert os.read(hold, 100) == b"through"
+        stdio.close_all([*sent, *found])
+
+
+def test_a_fifo_that_cannot_be_sent_is_closed(fifo):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found = stdio.find_output(fifo)
+    with ours:
+        theirs.close()
+        before = open_descriptors()
+        with pytest.raises(BrokenPipeError):
+            syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            syscalls.send_fifo(ours.fileno(), b"record", -1, found.path)
+        assert open_descriptors() == before
+    stdio.close_all(found)
+
+
+def test_sending_a_fifo_waits_until_the_receiver_has_room(fifo):
+    """The channel never blocks the front; this is called from a thread that may wait."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found = stdio.find_output(fifo)
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        ours.setblocking(False)
+        waiting = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(b"x" * 1000)
+                waiting += 1
+        sending = pool.submit(syscalls.send_fifo, ours.fileno(), b"record", found.path, found.path)
+        assert not wait([sending], timeout=0.1).done  # it would have failed by now
+        for _ in range(waiting):
+            theirs.recv(2000)
+        text, sent, _, _ = socket.recv_fds(theirs, 100, 4)
+        assert text == b"record"
+        sending.result()
+        stdio.close_all([*sent, *found])
 
 
 def test_input_has_no_end_while_it_is_held(fifo):
@@ -65,10 +130,9 @@ def test_input_has_no_end_while_it_is_held(fifo):
     os.close(opened.source)
 
 
-@pytest.mark.parametrize("opener", [stdio.open_output, stdio.open_input])
-def test_descriptors_are_non_blocking_and_not_inherited(fifo, opener):
+def test_descriptors_are_non_blocking_and_not_inherited(fifo):
     before = open_descriptors()
-    opened = opener(fifo)
+    opened = stdio.open_input(fifo)
     assert {mode(descriptor) for descriptor in opened} == {os.O_RDONLY, os.O_WRONLY}
     assert all(flags(descriptor) & os.O_NONBLOCK for descriptor in opened)
     assert not any(os.get_inheritable(descriptor) for descriptor in opened)
@@ -77,9 +141,9 @@ def test_descriptors_are_non_blocking_and_not_inherited(fifo, opener):
 
 
 def test_the_ends_have_the_right_direction(fifo):
-    output, source = stdio.open_output(fifo), stdio.open_input(fifo)
-    assert (mode(output.sink), mode(source.source)) == (os.O_WRONLY, os.O_RDONLY)
-    stdio.close_all([*output, *source])
+    opened = stdio.open_input(fifo)
+    assert (mode(opened.source), mode(opened.hold)) == (os.O_RDONLY, os.O_WRONLY)
+    stdio.close_all(opened)
 
 
 def _refused(tmp_path):
@@ -93,7 +157,7 @@ def _refused(tmp_path):
     return [str(tmp_path / name) for name in names] + ["relative", "", "/dev/null"]
 
 
-@pytest.mark.parametrize("opener", [stdio.open_output, stdio.open_input])
+@pytest.mark.parametrize("opener", [stdio.find_output, stdio.check_input, stdio.open_input])
 def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, opener):
     before = open_descriptors()
     for path in _refused(tmp_path):
@@ -106,12 +170,12 @@ def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, op
 def test_a_relative_path_is_refused_though_there_is_a_fifo(fifo, monkeypatch):
     monkeypatch.chdir(os.path.dirname(fifo))
     with pytest.raises(InvalidArgument, match="not an absolute path"):
-        stdio.open_output(os.path.basename(fifo))
+        stdio.find_output(os.path.basename(fifo))
 
 
 def test_a_linked_parent_directory_is_fine(tmp_path, fifo):
     (tmp_path / "link").symlink_to(tmp_path)
-    stdio.close_all(stdio.open_output(str(tmp_path / "link" / "fifo")))
+    stdio.close_all(stdio.find_output(str(tmp_path / "link" / "fifo")))
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])
@@ -119,14 +183,14 @@ def test_running_out_of_descriptors_leaks_none(fifo, left, no_descriptors_left):
     before = len(open_descriptors())
     no_descriptors_left(left)
     with pytest.raises(ResourceExhausted, match="fifo"):
-        stdio.open_output(fifo)
+        stdio.open_input(fifo)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(7)[1]))
     assert len(open_descriptors()) == before
 
 
 def test_a_sink_is_a_fifo_or_a_file_that_is_there(tmp_path, fifo):
     opened = stdio.open_sink(fifo)
-    assert isinstance(opened, stdio.OutputFifo)
+    assert isinstance(opened, stdio.FoundFifo)
     stdio.close_all(opened)
     (tmp_path / "file").write_text("old ")
     opened = stdio.open_sink(str(tmp_path / "file"))
