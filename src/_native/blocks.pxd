@@ -1,5 +1,6 @@
 # Memory for messages whose size a peer decides: one pool of small blocks, and chains of them.
-# The pool costs nothing until it is touched, never grows, and gives back what lies idle.
+# The pool costs nothing until it is touched, and never grows. Blocks come from its lowest span
+# that has a free one, so that after a flood the spans above empty, and are given back.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -9,20 +10,27 @@ from table cimport arena
 cdef enum:
     POOL_SIZE = 64 << 20     # bytes of all blocks together
     BLOCK_DATA = 504         # bytes that a block of 512 holds
-    POOL_IDLE = 2048         # blocks that an empty pool keeps in memory: 1 MiB
+    SPAN = 128               # blocks of a span: 64 KiB
+    SPANS = 1024
+    MOST_IDLE = 16           # spans without a block in use that are kept in memory: 1 MiB
     VECTORS = 64             # pieces of one sendmsg(2): 31 KiB
 
 cdef struct Block:
-    uint32_t next            # number of the next one in its chain, or in the free list; 0: none
+    uint32_t next            # number of the next one in its chain, or its span's free list; 0: none
     uint16_t begin, end      # its bytes are data[begin:end]
     char data[504]
 
+cdef struct Span:
+    uint32_t free            # head of the free list; 0: empty
+    uint16_t used            # its first ones have been given out at some time
+    uint16_t held            # are in chains
+
 cdef struct Pool:
     Block *blocks            # number 0 is never used
-    uint32_t most
-    uint32_t used            # numbers below this have been given out at some time
-    uint32_t free            # head of the free list; 0: empty
     uint32_t held            # blocks that are in chains
+    uint32_t idle            # spans in memory of which none is
+    uint64_t room[16]        # a bit for each span: it has a free block
+    Span spans[1024]
 
 cdef struct Chain:
     # All zero is an empty chain.
@@ -31,12 +39,12 @@ cdef struct Chain:
     uint32_t size            # bytes
 
 
-cdef inline bint pool_open(Pool *pool, size_t size) noexcept nogil:
-    """Room for `size` bytes of blocks; False: no memory."""
+cdef inline bint pool_open(Pool *pool) noexcept nogil:
+    """False: no memory."""
     memset(pool, 0, sizeof(Pool))
-    pool.most = <uint32_t>(size // sizeof(Block))
-    pool.used = 1
-    pool.blocks = <Block *>arena(size)
+    memset(pool.room, 0xFF, sizeof(pool.room))
+    pool.spans[0].used = pool.spans[0].held = 1    # number 0
+    pool.blocks = <Block *>arena(POOL_SIZE)
     return pool.blocks != NULL
 
 
@@ -46,35 +54,52 @@ cdef inline uint32_t blocks_for(uint64_t size) noexcept nogil:
 
 
 cdef inline uint32_t blocks_left(Pool *pool) noexcept nogil:
-    return pool.most - 1 - pool.held
+    return SPANS * SPAN - 1 - pool.held
 
 
 cdef inline uint32_t block_take(Pool *pool) noexcept nogil:
-    """An empty block's number; 0: the pool is exhausted."""
-    cdef uint32_t number = pool.free
+    """An empty block's number. There must be one."""
+    cdef uint32_t word = 0
+    cdef uint32_t index, number
+    cdef Span *span
+    while pool.room[word] == 0:
+        word += 1
+    index = 64 * word + <uint32_t>lowest_bit(pool.room[word])
+    span = &pool.spans[index]
+    if span.held == 0 and span.used:
+        pool.idle -= 1
+    number = span.free
     if number:
-        pool.free = pool.blocks[number].next
-    elif pool.used < pool.most:
-        number = pool.used
-        pool.used += 1
+        span.free = pool.blocks[number].next
     else:
-        return 0
+        number = index * SPAN + span.used
+        span.used += 1
+    span.held += 1
+    if span.held == SPAN:
+        pool.room[word] &= ~(<uint64_t>1 << index % 64)
     pool.held += 1
     pool.blocks[number].next = 0
     pool.blocks[number].begin = pool.blocks[number].end = 0
     return number
 
 
-cdef inline void blocks_give(Pool *pool, uint32_t first, uint32_t last,
-                             uint32_t count) noexcept nogil:
-    """Free `count` linked blocks. The pool returns to its first state when nothing is held."""
-    pool.blocks[last].next = pool.free
-    pool.free = first
-    pool.held -= count
-    if pool.held == 0 and pool.used > POOL_IDLE:
-        madvise(&pool.blocks[POOL_IDLE], (pool.most - POOL_IDLE) * sizeof(Block), MADV_DONTNEED)
-        pool.used = 1
-        pool.free = 0
+cdef inline void block_give(Pool *pool, uint32_t number) noexcept nogil:
+    """Free a block; its span is given back when it is the last one in use and enough are idle."""
+    cdef uint32_t index = number // SPAN
+    cdef Span *span = &pool.spans[index]
+    pool.blocks[number].next = span.free
+    span.free = number
+    span.held -= 1
+    pool.held -= 1
+    pool.room[index // 64] |= <uint64_t>1 << index % 64
+    if span.held:
+        return
+    if pool.idle < MOST_IDLE:
+        pool.idle += 1
+        return
+    madvise(&pool.blocks[index * SPAN], SPAN * sizeof(Block), MADV_DONTNEED)
+    span.free = 0
+    span.used = 0
 
 
 cdef inline bint chain_append(Pool *pool, Chain *chain, const void *data,
@@ -110,8 +135,12 @@ cdef inline bint chain_append(Pool *pool, Chain *chain, const void *data,
 
 cdef inline void chain_free(Pool *pool, Chain *chain) noexcept nogil:
     """Free all blocks; the chain is empty then."""
-    if chain.first:
-        blocks_give(pool, chain.first, chain.last, chain.blocks)
+    cdef uint32_t number = chain.first
+    cdef uint32_t following
+    while number:
+        following = pool.blocks[number].next
+        block_give(pool, number)
+        number = following
     memset(chain, 0, sizeof(Chain))
 
 
@@ -145,7 +174,7 @@ cdef inline void chain_drop(Pool *pool, Chain *chain, size_t size) noexcept nogi
             chain.blocks -= 1
             if chain.first == 0:
                 chain.last = 0
-            blocks_give(pool, number, number, 1)
+            block_give(pool, number)
 
 
 cdef inline int chain_vector(Pool *pool, Chain *chain, size_t skip, size_t most, iovec *vectors,

@@ -11,7 +11,7 @@ nothing is pending.
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from blocks cimport POOL_SIZE, Pool, pool_open
+from blocks cimport Pool, pool_open
 from channel cimport (Channel, channel_attach, channel_detach, channel_flush, channel_open,
                       channel_send)
 from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
@@ -805,7 +805,7 @@ cdef bint open_tables(Keeper *k, uint32_t most, uint64_t pipe_budget, int errors
     if not open_errors(k, most, errors) or not reaper_open(&k.reaper, most, k.errors):
         return False
     k.payload = <char *>arena(MOST_INLINE)
-    if k.payload == NULL or not pool_open(&k.pool, POOL_SIZE):
+    if k.payload == NULL or not pool_open(&k.pool):
         return False
     if not publisher_open(&k.publisher, k.epoll, PUBLISHER_TAG, &k.pool):
         return False

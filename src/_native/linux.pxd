@@ -240,6 +240,9 @@ cdef extern from * nogil:
     int ds_close_range(unsigned first, unsigned last, unsigned flags)
     unsigned CLOSE_RANGE_CLOEXEC
 
+    # gcc's and clang's own
+    int lowest_bit "__builtin_ctzll"(unsigned long long bits)
+
     # string.h, stdio.h
     void ds_number(char *text, size_t size, int number)
     void *memcpy(void *target, const void *source, size_t count)

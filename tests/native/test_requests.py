@@ -521,9 +521,12 @@ def fill_pool(host: Host, callers: list[Caller], most: int) -> None:
 
 
 def test_a_full_pool(host: Host) -> None:
-    """Requests wait outside until others are answered or gone; nothing is lost, and all of the
-    memory comes back: the second time as much fits as the first, and none is kept."""
-    host.ready()
+    """Requests wait outside until others are answered or gone; nothing is lost, and the memory
+    comes back: as much fits the next time, and none is kept, though a Wait is there all along."""
+    front = host.ready()
+    parked = host.call()
+    parked.send(request(1, b"wait"))
+    assert front.ask(Kind.REPLAYABLE, id=front.request().record.id).error == 0
     before = resident(host.keeper.pid)
     for _ in range(3):
         callers = [host.call() for _ in range(10)]
@@ -536,6 +539,7 @@ def test_a_full_pool(host: Host) -> None:
         caller.send(request(1, b"room again"))
         assert host.front.request().payload == b"room again"
     wait_until(lambda: resident(host.keeper.pid) < before + (4 << 20), "memory to be given back")
+    parked.close()
 
 
 def test_a_starved_caller_goes_on(host: Host) -> None:
