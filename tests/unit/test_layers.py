@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": BASE | {"keeper", "stdio"},
     "service": BASE | KERNEL | LEAVES | {"keeper"},
     "api": BASE
-    | {"_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime", "service", "store"},
+    | {"_keeper", "_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime"}
+    | {"service", "store"},
     "front": BASE | {"api", "blocking", "bootstrap", "keeper", "notify", "oom", "pair", "service"},
     "orphans": set(),
     "launch": {"shim", "detach", "errors", "keeper", "launching", "mounts", "orphans", "pair"}

@@ -16,6 +16,7 @@ import shim
 from shim._pb.denseshim.host.v1 import host_pb2
 from shim.api.calls import Call, Method
 from shim.api.shims import Shims
+from shim.api.upgrade import upgrade
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
 from shim.bootstrap.group import Scope, annotations_of, apart_keys, group_key, share, socket_path
@@ -28,7 +29,6 @@ from shim.errors import (
     ShimError,
     Unavailable,
 )
-from shim.keeper.client import Held
 from shim.model import Launcher
 from shim.runtime import Runtime
 from shim.service.bundle import read_config
@@ -79,6 +79,7 @@ class HostService:
             "Launch": Method(host_pb2.LaunchRequest, self.launch),
             "Stop": Method(host_pb2.StopRequest, self.stop),
             "Status": Method(host_pb2.StatusRequest, self.status),
+            "Upgrade": Method(host_pb2.UpgradeRequest, self.upgrade),
         }
 
     # -- launchers
@@ -111,7 +112,7 @@ class HostService:
         own_socket = os.fsdecode(request.argv[1]) if len(request.argv) > 1 else ""
         bundle = os.fsdecode(request.cwd)
         await self._pair.shims.join(
-            bundle, call.descriptors[0], own_socket, _launcher(request), Held()
+            bundle, call.descriptors[0], own_socket, _launcher(request), call.id
         )
         return host_pb2.LaunchResponse()
 
@@ -237,11 +238,16 @@ class HostService:
         for container in list(self._pair.tasks):
             facts = container.facts
             await self._pair.tasks.remove(facts.address, facts.namespace, facts.id)
-        for one in self._pair.shims:
-            await one.exit()
+        await self._pair.shims.exit()
         call.answer(host_pb2.StopResponse())
         self._pair.end.set()
         return host_pb2.StopResponse()
+
+    async def upgrade(
+        self, call: Call, request: host_pb2.UpgradeRequest
+    ) -> host_pb2.UpgradeResponse:
+        """Have another version take over."""
+        return await upgrade(self._pair.host, call, request)
 
     async def status(
         self, call: Call, request: host_pb2.StatusRequest

@@ -24,6 +24,7 @@ from shim.cli.tasks import (
     resume,
     start,
 )
+from shim.cli.upgrade import upgrade
 
 
 class Program(click.Group):
@@ -59,5 +60,6 @@ for command in (
     close_stdin,
     exit_,
     host,
+    upgrade,
 ):
     main.add_command(command)
