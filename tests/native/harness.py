@@ -152,13 +152,13 @@ class Front:
             os.close(descriptor)
         return reply
 
-    def output(self, id: int, fifo: Path) -> int:
+    def output(self, id: int, fifo: Path, flags: int = 0) -> int:
         """Relay a new pipe to a client's FIFO as the shim does for stdout; the pipe's write end."""
         source, inner = os.pipe()
         os.set_blocking(source, False)
         hold = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         sink = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        assert self.relay(id, source, sink, hold, Flag.OUTPUT).error == 0
+        assert self.relay(id, source, sink, hold, Flag.OUTPUT | flags).error == 0
         return inner
 
     def input(self, id: int, fifo: Path) -> int:

@@ -443,6 +443,109 @@ def test_a_client_that_reads_at_the_worst_moment(
         close_all(reading, *([inner] if end == "finish" else []))
 
 
+# ---- outputs that stay
+
+
+def staying(front: Front, fifo: Path, data: bytes) -> int:
+    """A reader of stream 50, an output that stays; its source has ended after `data`."""
+    inner = front.output(50, fifo, Flag.STAY)
+    reading = open_reader(fifo)
+    os.write(inner, data)
+    os.close(inner)
+    return reading
+
+
+def has_ended(reading: int) -> bool:
+    """Whether an empty FIFO has lost its last writer: fifo(7)."""
+    with contextlib.suppress(BlockingIOError):
+        return os.read(reading, 1) == b""
+    return False
+
+
+def test_an_output_that_stays_outlives_its_source(
+    keeper: Keeper, front: Front, tmp_path: Path
+) -> None:
+    """Its reader sees no end, its front hears of none, and nobody wakes up for it."""
+    reading = staying(front, make_fifo(tmp_path), b"all")
+    assert read_exactly(reading, 3) == b"all"
+    with a_while(front):  # the keeper has seen the source's end by its end
+        pass
+    assert not has_ended(reading)
+    assert front.ask(Kind.STREAM, id=50).moved == 3
+    before = wake_ups(keeper.pid)
+    with a_while(front):
+        pass
+    assert wake_ups(keeper.pid) - before <= 10
+    assert [record.kind for record in front.reports] == []
+    assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert read_to_end(reading) == b""
+    assert front.report(Kind.ENDED, 50).moved == 3
+    os.close(reading)
+
+
+@pytest.mark.parametrize("kind", [Kind.UNHOLD, Kind.FINISH, Kind.CUT])
+def test_an_output_that_stays_can_be_ended(front: Front, tmp_path: Path, kind: Kind) -> None:
+    reading = staying(front, make_fifo(tmp_path), b"all")
+    assert read_exactly(reading, 3) == b"all"
+    assert not has_ended(reading)
+    assert front.ask(kind, id=50).error == 0
+    assert read_to_end(reading) == b""
+    record = front.report(Kind.ENDED, 50)
+    assert (record.moved, record.error) == (3, 0)
+    os.close(reading)
+
+
+@pytest.mark.parametrize("kind", [Kind.UNHOLD, Kind.FINISH])
+def test_what_an_ended_source_has_left_comes_before_the_end(
+    front: Front, tmp_path: Path, kind: Kind
+) -> None:
+    """The client's FIFO is full when the source ends, and when its end is let be one."""
+    fifo = make_fifo(tmp_path)
+    inner = front.output(50, fifo, Flag.STAY)
+    os.set_blocking(inner, False)
+    sent = fill_for_good(inner, BLOCK[:4096], lambda: front.ask(Kind.PONG).error == 0)
+    os.close(inner)
+    reading = open_reader(fifo)
+    assert front.ask(kind, id=50).error == 0
+    assert read_to_end(reading) == BLOCK[:4096] * (sent // 4096)
+    assert front.report(Kind.ENDED, 50).moved == sent
+    os.close(reading)
+
+
+def test_an_output_stays_for_the_next_front(keeper: Keeper, tmp_path: Path) -> None:
+    """The source ends while there is no front; the next one decides."""
+    fifo = make_fifo(tmp_path)
+    inner = keeper.front.output(50, fifo, Flag.STAY)
+    reading = open_reader(fifo)
+    keeper.front.close()
+    os.write(inner, b"all")
+    os.close(inner)
+    assert read_exactly(reading, 3) == b"all"
+    keeper.front = front = keeper.next_front()
+    (record,) = front.snapshot()
+    assert (record.kind, record.id, record.flags & Flag.GONE) == (Kind.STREAM, 50, 0)
+    assert not has_ended(reading)
+    assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert read_to_end(reading) == b""
+    assert front.report(Kind.ENDED, 50).moved == 3
+    os.close(reading)
+
+
+def test_an_output_that_was_let_go_ends_with_its_source(front: Front, tmp_path: Path) -> None:
+    """UNHOLD before the end, and again: as if it had never stayed."""
+    fifo = make_fifo(tmp_path)
+    inner = front.output(50, fifo, Flag.STAY)
+    reading = open_reader(fifo)
+    for _ in range(2):
+        assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert not has_ended(reading)
+    os.write(inner, b"all")
+    os.close(inner)
+    assert read_to_end(reading) == b"all"
+    assert front.report(Kind.ENDED, 50).moved == 3
+    os.close(reading)
+
+
 # ---- what an idle keeper does
 
 
