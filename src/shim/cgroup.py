@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -130,6 +130,21 @@ def remove_empty(path: str) -> None:
         for directory in reversed(list(_tree(located))) if located else ():
             with contextlib.suppress(FileNotFoundError):
                 _remove(directory)
+
+
+def leave(path: str, pids: Iterable[int]) -> None:
+    """Move processes from the cgroup `path`, where we are, to the root; then it may go.
+
+    Nothing happens in a hierarchy in which we are elsewhere. Raises OSError.
+    """
+    hierarchies = _hierarchies()
+    for controllers, own in _memberships("self").items():
+        root = _locate(controllers, "/", hierarchies)
+        if own != path or root is None:
+            continue
+        for pid in pids:
+            Path(root, "cgroup.procs").write_text(str(pid))
+    remove_empty(path)
 
 
 def _remove(directory: str) -> None:

@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import shim
+from shim import cgroup
 from shim import pair as pairs
 from shim.api.calls import Calls
 from shim.api.grpc_task import TaskServers
@@ -28,8 +29,10 @@ from shim.api.shims import Place, ServedShim, Shims
 from shim.api.task import SERVICES, TaskService
 from shim.blocking import BlockingPool
 from shim.bootstrap.group import Kind, Scope
+from shim.errors import ShimError
 from shim.keeper.client import Held, KeeperClient
 from shim.keeper.start import CHANNEL, PACKAGE
+from shim.log import BoundedHandler
 from shim.model import Launcher
 from shim.notify import notify_ready
 from shim.oom import OomWatcher
@@ -105,6 +108,8 @@ async def _end_when_asked(served: ServedShim, keeper: KeeperClient) -> None:
 async def serve_pair(directory: Path, apart: bool) -> None:
     """Take over what is there, and serve it until the pair is told to end."""
     host, held = await _begin()
+    if FIRST_LISTENER not in held.listeners:
+        await _go(host, directory)  # an earlier front has died at the end
     groups = Groups(host.keeper, directory / "groups")
     await groups.recover(held)
     tasks = Tasks(
@@ -131,8 +136,10 @@ async def serve_pair(directory: Path, apart: bool) -> None:
     ends = asyncio.ensure_future(_end_empty(pair, apart))
     await pair.end.wait()
     ends.cancel()
-    await _end_pair(pair)
-    await asyncio.Event().wait()  # the keeper's end is ours
+    for group in list(groups):
+        await groups.close(group)
+    await host.keeper.unlisten(FIRST_LISTENER)
+    await _go(host, directory)
 
 
 def _serves_host(scope: Scope) -> bool:
@@ -154,25 +161,42 @@ async def _end_empty(pair: Pair, apart: bool) -> None:
     """SIGTERM ends a pair that has no container; one that is apart ends with its last group."""
     if apart:
         await asyncio.wait((asyncio.ensure_future(pair.groups.changed()),), timeout=UNUSED_LIMIT)
-        while pair.containers or len(pair.groups):
+        while not pair.idle or len(pair.groups):
             await pair.groups.changed()
         pair.end.set()
         return
     while True:
         await pair.host.keeper.asked_to_end.wait()
         pair.host.keeper.asked_to_end.clear()
-        if not pair.containers:
+        if pair.idle:
             pair.end.set()
             return
         _log.warning("asked to end, but there are containers: staying with them")
 
 
-async def _end_pair(pair: Pair) -> None:
-    for group in list(pair.groups):
-        await pair.groups.close(group)
-    await pair.host.keeper.unlisten(FIRST_LISTENER)
-    await pair.host.pool.run("remove the state", REMOVE_LIMIT, pairs.dissolve, pair.directory)
-    pair.host.keeper.stop()
+async def _go(host: Host, directory: Path) -> NoReturn:
+    """Leave nothing of a pair whose door is closed."""
+    keeper = os.getppid()
+    await host.pool.run("remove the state", REMOVE_LIMIT, _remove_state, directory, keeper)
+    try:
+        await host.pool.run("leave the cgroup", REMOVE_LIMIT, _leave_cgroup, keeper)
+    except (ShimError, OSError) as error:
+        _log.warning("the cgroup %s stays: %s", pairs.CGROUP, error)
+    host.keeper.stop()
+    while True:
+        await asyncio.Event().wait()  # the keeper's end is ours
+
+
+def _remove_state(directory: Path, keeper: int) -> None:
+    """Remove the directory, unless it is the next pair's already."""
+    if pairs.is_locked_by(directory, keeper):
+        pairs.dissolve(directory)
+
+
+def _leave_cgroup(keeper: int) -> None:
+    """Were we in it, it could not be removed."""
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    cgroup.leave(pairs.CGROUP, [keeper, *(int(pid) for pid in children)])
 
 
 def main() -> None:
@@ -190,7 +214,7 @@ def main() -> None:
         return
     logging.raiseExceptions = False  # whoever reads stderr may be gone
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[BoundedHandler(sys.stderr)],
         level=logging.DEBUG if arguments.debug else logging.WARNING,
         format="denseshim[%(process)d]: %(levelname)s: %(name)s: %(message)s",
     )

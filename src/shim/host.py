@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,6 @@ from shim.keeper.start import become_keeper
 from shim.orphans import disown
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_OWN_CGROUP: Final = "denseshim"
 _BACKLOG: Final = 1024
 # The last pair in the same directory may be about to end.
 _PATIENCE_S: Final = 10.0
@@ -113,7 +113,7 @@ def take_place(place: Place) -> None:
     if place.cgroup:
         _join(place.cgroup)
     elif place.own_cgroup:
-        _make_and_join(_OWN_CGROUP)
+        _make_and_join(pair.CGROUP)
     with contextlib.suppress(PermissionError):
         Path("/proc/self/oom_score_adj").write_text(str(place.oom_score_adj))
     if place.sched_core:
@@ -137,9 +137,21 @@ def _make_and_join(name: str) -> None:
     """
     for root in _hierarchies():
         with contextlib.suppress(OSError):
-            (root / name).mkdir(exist_ok=True)
-            _inherit_cpuset(root, root / name)
-            _enter(root / name)
+            while not _make_and_enter(root, root / name.lstrip("/")):
+                pass
+
+
+def _make_and_enter(root: Path, path: Path) -> bool:
+    """False: another pair that is in it no more has removed it meanwhile. Raises OSError."""
+    path.mkdir(exist_ok=True)
+    try:
+        _inherit_cpuset(root, path)
+        _enter(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return False
+        raise
+    return True
 
 
 def _inherit_cpuset(parent: Path, path: Path) -> None:

@@ -135,7 +135,7 @@ class RuntimeOptions:
     """How a container's runtime is called (contract: runtime-v2, Options types).
 
     `runtime` is a name or a path, empty for runc; `root` the directory of its own state, empty
-    for its default; `io_uid` and `io_gid` own the pipes that the container gets.
+    for its default; `criu` the program that it is to use, empty for its own choice; `io_uid` and `io_gid` own the pipes that the container gets.
     """
 
     runtime: str = ""
@@ -145,6 +145,7 @@ class RuntimeOptions:
     systemd_cgroup: bool = False
     io_uid: int = 0
     io_gid: int = 0
+    criu: str = ""
     criu_image: str = ""
     criu_work: str = ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from pathlib import Path
 
 
@@ -16,14 +17,25 @@ def disown(directory: Path) -> None:
 
     The events of an orphan would be taken for those of the next container.
     """
-    for group in directory.glob("groups/*.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            Path(json.loads(group.read_bytes())["state"]["path"]).unlink(missing_ok=True)
-        group.unlink()
-    for shim in directory.glob("shims/*.json"):
-        shim.unlink()
+    for pattern, key in (("groups/*.json", "path"), ("shims/*.json", "own_socket")):
+        for listener in directory.glob(pattern):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                _remove_socket(json.loads(listener.read_bytes())["state"][key])
+            listener.unlink()
     for container in (*directory.glob("tasks/*"), *directory.glob("shims/*")):
         disown_container(container)
+
+
+def _remove_socket(path: str) -> None:
+    """Remove a dead listener's file; its path may be somebody else's by now, or be empty."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+        except OSError:
+            return
 
 
 def disown_container(directory: Path) -> None:

@@ -28,6 +28,8 @@ from shim.detach import CannotStart, has_systemd, namespaces, spawn, start_unit
 STATE: Final = Path("/run/denseshim")
 DOOR: Final = "door"
 LOG: Final = "log"
+# What pairs are in that nobody has given a cgroup.
+CGROUP: Final = "/denseshim"
 PROGRAM: Final = (sys.executable, "-I", "-m", "shim.host")
 # containerd protects its own shims by -998 or so: the host's has more to lose.
 HOST_OOM_SCORE_ADJ: Final = -999
@@ -138,6 +140,22 @@ def dissolve(directory: Path) -> bool:
         if ours:
             _remove(directory)
         return ours
+
+
+def is_locked_by(directory: Path, pid: int) -> bool:
+    """Whether `pid` has this very directory's lock. Raises OSError when it is gone."""
+    try:
+        lock = os.stat(directory / "lock")
+    except FileNotFoundError:
+        return False
+    return any(_is_open(path, lock) for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _is_open(descriptor: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(descriptor.stat(), file)
+    except FileNotFoundError:
+        return False  # it was closed meanwhile, or its file has no name
 
 
 @contextlib.contextmanager

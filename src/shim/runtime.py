@@ -41,6 +41,7 @@ _NOT_EXECUTABLE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 )
 
+_CRIU = ("checkpoint", "restore")
 _FAILURES = {"delete": "failed to delete task", "kill": "OCI runtime killall failed"}
 
 # The ends of messages: what a client chose may stand elsewhere in them.
@@ -241,7 +242,7 @@ class Runtime:
         return child
 
     def _request(self, command: str, arguments: list[str], stdio: Stdio) -> Command:
-        argv = (self.program, *self._global_options(), command, *arguments)
+        argv = (self.program, *self._global_options(command), command, *arguments)
         if any("\0" in argument for argument in argv):
             raise InvalidArgument(f"an argument of {command} for {self._bundle} holds NUL")
         return Command(
@@ -254,9 +255,11 @@ class Runtime:
             joins=self._joins,
         )
 
-    def _global_options(self) -> list[str]:
+    def _global_options(self, command: str) -> list[str]:
         options = ["--root", self._options.root] if self._options.root else []
         options += ["--log", str(self._log), "--log-format", "json"]
+        if self._options.criu and command in _CRIU:  # not every runtime has the option
+            options += ["--criu", self._options.criu]
         return options + (["--systemd-cgroup"] if self._options.systemd_cgroup else [])
 
     async def _status(self, child: Spawned) -> int:

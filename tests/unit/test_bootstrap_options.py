@@ -47,10 +47,11 @@ def test_options_of_runc() -> None:
         binary_name="crun",
         root="/run/r",
         systemd_cgroup=True,
+        criu_path="/c",
         criu_image_path="/i",
         criu_work_path="/w",
     )
-    runtime = RuntimeOptions("crun", "/run/r", True, True, True, 5, 6, "/i", "/w")
+    runtime = RuntimeOptions("crun", "/run/r", True, True, True, 5, 6, "/c", "/i", "/w")
     for name in (RUNC, f"type.googleapis.com/{RUNC}", f"/{RUNC}"):
         assert decode(packed(name, message)) == Options(runtime, shim_cgroup="/shims")
 
@@ -65,7 +66,7 @@ def test_options_of_old_clients() -> None:
         criu_work_path="/w",
         criu_image_path="/i",
     )
-    runtime = RuntimeOptions("", "", True, True, False, 5, 6, "/i", "/w")
+    runtime = RuntimeOptions("", "", True, True, False, 5, 6, "", "/i", "/w")
     assert decode(packed(CREATE, message)) == Options(runtime, shim_cgroup="/shims")
 
 
@@ -77,6 +78,7 @@ NoNewKeyring = true
 SystemdCgroup = true
 IoUid = 5
 IoGid = 6
+CriuPath = "/c"
 CriuImagePath = "/i"
 CriuWorkPath = "/w"
 ShimCgroup = "/shims"
@@ -87,7 +89,7 @@ Unknown = [1, {a = 2}]
 
 
 def test_options_of_cri() -> None:
-    runtime = RuntimeOptions("crun", "/run/r", True, True, True, 5, 6, "/i", "/w")
+    runtime = RuntimeOptions("crun", "/run/r", True, True, True, 5, 6, "/c", "/i", "/w")
     assert decode(toml(FULL)) == Options(runtime, "/shims", "pod", "grpc")
 
 

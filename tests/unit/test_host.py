@@ -208,7 +208,7 @@ def test_a_cgroup_that_is_not_there(directory: Path, wrong: str) -> None:
 
 def test_a_cgroup_of_its_own(directory: Path, cgroup: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{cgroup[1:]}-own"
-    script = PROGRAM.replace("host.main()", f"host._OWN_CGROUP = '{name}'\nhost.main()")
+    script = PROGRAM.replace("host.main()", f"host.pair.CGROUP = '/{name}'\nhost.main()")
     command = [sys.executable, "-c", script, "--directory", directory, "--own-cgroup"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -42,7 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "api": BASE
     | {"_keeper", "_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime"}
     | {"service", "store"},
-    "front": BASE | {"api", "blocking", "bootstrap", "keeper", "notify", "oom", "pair", "service"},
+    "front": BASE
+    | {"api", "blocking", "bootstrap", "cgroup", "keeper", "log", "notify", "oom", "pair"}
+    | {"service"},
+    "log": set(),
     "orphans": set(),
     "launch": {"shim", "detach", "errors", "keeper", "launching", "mounts", "orphans", "pair"}
     | {"syscalls"},

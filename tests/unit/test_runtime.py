@@ -205,6 +205,15 @@ async def test_what_all_commands_are_told(bundle, spawner):
     )  # fmt: skip
 
 
+async def test_the_criu_that_checkpoint_and_restore_are_to_use(bundle, spawner, tmp_path):
+    fake = Runtime(RuntimeOptions(str(FAKE), criu="/opt/criu"), bundle, spawner, OURSELVES)
+    await fake.start("c1")
+    await fake.checkpoint("c1", CheckpointRequest(str(tmp_path)))
+    start, checkpoint = (command.argv for command in spawner.commands)
+    assert "--criu" not in start
+    assert checkpoint[5:8] == ("--criu", "/opt/criu", "checkpoint")
+
+
 async def test_state_is_what_the_runtime_prints_on_stdout(fake, bundle):
     behave(bundle, """echo warning >&2; echo '{"status": "running", "pid": 7}'""")
     assert await fake.state("c1") == {"status": "running", "pid": 7}

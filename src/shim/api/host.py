@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +47,8 @@ class Pair:
     """What a front serves, and where.
 
     `serves` tells whether a container of that scope belongs here; `is_elsewhere` whether a pair
-    apart of one of those keys is, or was, there. `end` is set when the pair is to end.
+    apart of one of those keys is, or was, there. `end` is set when the pair is to end. `launches`
+    are the calls of launchers that are under way.
     """
 
     host: Host
@@ -58,11 +59,17 @@ class Pair:
     serves: Callable[[Scope], bool]
     is_elsewhere: Callable[[Iterable[str]], bool]
     end: asyncio.Event
+    launches: set[int] = field(default_factory=set)
 
     @property
     def containers(self) -> int:
         """How many there are, of either protocol."""
         return len(self.tasks) + len(self.shims)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no container, nor a launcher that may be about to make one."""
+        return not (self.containers or self.launches)
 
 
 class HostService:
@@ -87,7 +94,22 @@ class HostService:
     async def launch(
         self, call: Call, request: host_pb2.LaunchRequest
     ) -> host_pb2.LaunchResponse:
-        """Do what a launcher's command line asks for."""
+        """Do what a launcher's command line asks for.
+
+        A pair that ends does not answer: the launcher then starts the next one.
+        """
+        if self._pair.end.is_set():
+            await asyncio.Event().wait()
+        self._pair.launches.add(call.id)
+        try:
+            return await self._launch(call, request)
+        finally:
+            self._pair.launches.discard(call.id)
+            self._pair.groups.look()
+
+    async def _launch(
+        self, call: Call, request: host_pb2.LaunchRequest
+    ) -> host_pb2.LaunchResponse:
         if request.argv[:1] == [_LAUNCHER_OF_2017]:
             return await self._join(call, request)
         invocation = parse(request.argv)
@@ -231,9 +253,10 @@ class HostService:
 
     async def stop(self, call: Call, request: host_pb2.StopRequest) -> host_pb2.StopResponse:
         """End the pair; with force, after deleting every container."""
-        if self._pair.containers and not request.force:
+        if not (self._pair.idle or request.force):
             raise FailedPrecondition(
-                f"{self._pair.containers} containers live here; delete them first, or use --force"
+                f"{self._pair.containers} containers live here, {len(self._pair.launches)} are "
+                "being launched; delete them first, or use --force"
             )
         for container in list(self._pair.tasks):
             facts = container.facts

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from shim.api.server import make_server
-from shim.errors import FailedPrecondition, ShimError
+from shim.errors import FailedPrecondition, NotFound, ShimError
 from shim.events import EventLog
 from shim.journal import Journal
 from shim.keeper.client import Held
@@ -40,12 +40,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a shim is: its listener, its bundle, and its socket's file if that is its to remove."""
+    """Where a shim is: its listener, its bundle, and its socket's file if that is its to remove.
+
+    `request` is the call that has asked for it.
+    """
 
     listener: int
     bundle: str
     own_socket: str
     launcher: Launcher
+    request: int = 0
 
 
 class ServedShim:
@@ -60,6 +64,8 @@ class ServedShim:
         teller = LogTeller(self._events)
         self._home = Home(host, self._record, teller, Commands(host.keeper))
         self.shim: Shim
+        self.leaving = False  # after Exit
+        self.gone = asyncio.Event()
         self._server: grpc.aio.Server
         self._serving: asyncio.Future[None]
 
@@ -100,6 +106,10 @@ class ServedShim:
             path = Path(self.place.own_socket)
             remove = partial(path.unlink, missing_ok=True)
             await self._host.pool.run(f"remove {path}", REMOVE_LIMIT, remove)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove its state."""
         self._journal.close()
         self._record.destroy()
 
@@ -134,43 +144,60 @@ class Shims:
         self._removals: dict[str, asyncio.Future[None]] = {}
 
     def __len__(self) -> int:
-        return len(self._shims)
+        """Those, too, that a dead keeper has left and that are being removed."""
+        return len(self._shims) + sum(not removal.done() for removal in self._removals.values())
 
     def __iter__(self) -> Iterator[Shim]:
         return iter([served.shim for served in self._shims.values()])
 
     async def recover(self, held: Held) -> None:
         """Go on with all that the keeper holds a listener of. Raises CorruptState, OSError."""
-        for directory in self._directory.iterdir():
-            if directory.is_dir() and not (self._directory / f"{directory.name}.json").exists():
-                self._removals[directory.name] = self._remove(directory)
         for key in self._store.names():
             place = _place(self._store.read(key) or {})
-            if place.listener in held.listeners:
-                held.claimed.add(place.listener)
-                await self._begin(key, place, held)
-            else:
-                self._store.remove(key)
+            if place.listener not in held.listeners:
+                self._store.remove(key)  # it was about to begin, or to end
+                continue
+            held.claimed.add(place.listener)
+            self._shims[key] = served = ServedShim(self._host, self._directory / key, place)
+            await served.begin(held)
+            self._host.later(self._until_exit(key, served))
+        for directory in self._directory.iterdir():
+            if directory.is_dir() and directory.name not in self._shims:
+                self._removals[directory.name] = self._remove(directory)
 
     async def join(
-        self, bundle: str, socket: int, own_socket: str, launcher: Launcher, held: Held
+        self, bundle: str, socket: int, own_socket: str, launcher: Launcher, request: int
     ) -> None:
-        """Serve the bundle's shim on a listening socket (borrowed).
+        """Serve the bundle's shim on a listening socket (borrowed), for a call that may come again.
 
-        Raises FailedPrecondition when there is one, ResourceExhausted.
+        Raises FailedPrecondition when there is one, ResourceExhausted, OSError.
         """
         key = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:16]
         if key in self._removals:
             await asyncio.wait((self._removals[key],))
-        if key in self._shims:
-            raise FailedPrecondition(f"a shim is alive on bundle {bundle}; call it, or kill it")
-        place = Place(self._host.keeper.new_id(), bundle, own_socket, launcher)
-        self._store.write(key, asdict(place))
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._store.remove, key)
+        while (there := self._shims.get(key)) is not None:
+            if there.place.request == request:
+                return
+            if not there.leaving:
+                raise FailedPrecondition(f"a shim is alive on bundle {bundle}; call it, or kill it")
+            await there.gone.wait()
+        place = Place(self._host.keeper.new_id(), bundle, own_socket, launcher, request)
+        self._shims[key] = served = ServedShim(self._host, self._directory / key, place)
+        try:
+            self._store.write(key, asdict(place))
             await self._host.keeper.listen(place.listener, socket, Flag(0))
-            await self._begin(key, place, held)
-            stack.pop_all()
+            await served.begin(Held())
+        except (ShimError, OSError):
+            await self._forget(key)
+            served.discard()
+            raise
+        self._host.later(self._until_exit(key, served))
+
+    async def exit(self) -> None:
+        """Delete each container, and return when no shim is left. Raises as Shim.exit does."""
+        await asyncio.gather(*(shim.exit() for shim in self))
+        endings = [served.gone.wait() for served in self._shims.values()]
+        await asyncio.gather(*endings, *self._removals.values())
 
     def _remove(self, directory: Path) -> asyncio.Future[None]:
         """Remove what a dead keeper has left; what fails stays for the bundle's next shim."""
@@ -186,16 +213,19 @@ class Shims:
 
         return asyncio.ensure_future(remove())
 
-    async def _begin(self, key: str, place: Place, held: Held) -> None:
-        served = ServedShim(self._host, self._directory / key, place)
-        self._shims[key] = served
-        await served.begin(held)
-        self._host.later(self._until_exit(key, served))
-
     async def _until_exit(self, key: str, served: ServedShim) -> None:
         await served.shim.ended.wait()
+        served.leaving = True
         await self._host.keeper.unlisten(served.place.listener)
         await served.end()
+        self._store.remove(key)
+        del self._shims[key]
+        served.gone.set()
+
+    async def _forget(self, key: str) -> None:
+        """Take back a shim that could not begin."""
+        with contextlib.suppress(NotFound):
+            await self._host.keeper.unlisten(self._shims[key].place.listener)
         self._store.remove(key)
         del self._shims[key]
 

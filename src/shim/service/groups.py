@@ -71,9 +71,13 @@ class Groups:
         return len(self._groups)
 
     async def changed(self) -> None:
-        """Return when a group has been opened or closed."""
+        """Return when a group has been opened or closed, or when it is time to look."""
         self._change.clear()
         await self._change.wait()
+
+    def look(self) -> None:
+        """It is time for whoever waits for a change to look."""
+        self._change.set()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
