@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +78,12 @@ class Connection:
     def is_silent(self) -> bool:
         """Whether nothing has come that was not received."""
         return not select.select([self.socket], [], [], 0)[0]
+
+    def was_heard(self) -> bool:
+        """Whether the keeper has read all that was sent: tcp(7), SIOCOUTQ, of unix sockets, too."""
+        queued = array.array("i", [0])
+        fcntl.ioctl(self.socket, termios.TIOCOUTQ, queued)
+        return queued[0] == 0
 
     def ends(self) -> bool:
         """Wait until the keeper hangs up, and see that it sends nothing before."""

@@ -191,6 +191,7 @@ def test_an_event_that_is_refused_before_its_end(front: Front, server: Server) -
     for _ in range(3):
         connection = server.accept()
         connection.socket.sendall(frame(1, status(8)))
+        wait_until(connection.was_heard, "the keeper to read the answer")
         found = bytearray()
         while piece := connection.socket.recv(MIB):
             found += piece
