@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 from shim.model import Launcher, RuntimeOptions, Status
 from shim.service.process import Process
-from shim.store import Store
+from shim.store import CorruptState, Store
 
 CONTAINER = "container"
 ORPHAN = "orphan"
 DELETED = "deleted"
 _EXEC = "exec-"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,12 +94,8 @@ class ContainerRecord:
         return self._store.read(CONTAINER)
 
     def load_orphan(self) -> dict[str, Any] | None:
-        """What the front of a dead keeper has written (see `shim.launch`), or None."""
+        """What the front of a dead keeper has written (see `shim.orphans`), or None."""
         return self._store.read(ORPHAN)
-
-    def disown(self) -> None:
-        """The container was a dead keeper's: it is to be removed."""
-        (self.directory / f"{CONTAINER}.json").rename(self.directory / f"{ORPHAN}.json")
 
     def save_exec(self, process: Process, spawn: int = 0) -> None:
         """Write an exec's state; while the runtime starts it, `spawn` is the command's id."""
@@ -104,9 +103,16 @@ class ContainerRecord:
         self._store.write(f"{_EXEC}{process.child_id}", state)
 
     def load_execs(self) -> list[dict[str, Any]]:
-        """What `save_exec` has written and nobody removed. Raises CorruptState."""
+        """What `save_exec` has written and nobody removed, as far as it can be read."""
         names = [name for name in self._store.names() if name.startswith(_EXEC)]
-        return [state for name in names if (state := self._store.read(name)) is not None]
+        return [state for name in names if (state := self._load_exec(name)) is not None]
+
+    def _load_exec(self, name: str) -> dict[str, Any] | None:
+        try:
+            return self._store.read(name)
+        except CorruptState as error:
+            _log.error("an exec is not known any more: %s", error)
+            return None
 
     def remove_exec(self, process: Process) -> None:
         """The exec is forgotten."""
