@@ -163,3 +163,22 @@ def test_a_mount_that_shows_a_part_of_the_hierarchy():
     assert cgroup._locate(UNIFIED, "/docker/x/a", [found]) == "/sys/fs/cgroup/a"
     for outside in ("/docker/xy", "/docker", "/docker/x/../y", "/../y"):
         assert cgroup._locate(UNIFIED, outside, [found]) is None
+
+
+def test_what_a_child_joins_to_be_in_a_cgroup(mount, make, sleeper):
+    pid, path = sleeper(), make(mount)
+    join(path, pid)
+    memberships = Path(f"/proc/{pid}/cgroup").read_text()
+    assert cgroup.procs_files(memberships) == (f"{path}/cgroup.procs",)
+
+
+def test_our_own_cgroups_need_no_joining():
+    assert cgroup.procs_files(Path("/proc/self/cgroup").read_text()) == ()
+
+
+@pytest.mark.parametrize(
+    "memberships",
+    ["", "no lines of it", "99:no-such-controller:/denseshim-test", "0::/a/../../denseshim-test"],
+)
+def test_what_names_no_cgroup_here_is_not_joined(memberships):
+    assert cgroup.procs_files(memberships) == ()
