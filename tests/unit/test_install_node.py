@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -177,11 +177,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Node:
 
 
 @pytest.fixture
-def configured(shared: Node, tmp_path: Path) -> Iterator[Node]:
+def configured(shared: Node, tmp_path: Path) -> Node:
     """The same with a configuration of containerd's for one test."""
     shared.config = tmp_path / "containerd/config.toml"
     shared.fake("containerd", "exit 0")
-    yield shared
+    return shared
 
 
 def version_of(node: Node) -> str:
@@ -434,7 +434,8 @@ def test_a_configuration_is_made(configured: Node, wheel: Path) -> None:
         ("version = 5\n", "is of version 5"),
         ("version = [\n", "is not TOML"),
         (
-            f"version = 2\n[plugins.'{CRI_V2}'.containerd.runtimes.dense]\nruntime_type = 'other'\n",
+            f"version = 2\n[plugins.'{CRI_V2}'.containerd.runtimes.dense]\n"
+            "runtime_type = 'other'\n",
             "another runtime of the name dense",
         ),
         (
