@@ -617,7 +617,7 @@ def failing_version(folder: Path, text: str) -> list[str]:
     return [*keeper_program()[:-1], str(package.parent)]
 
 
-@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize("kind", [*FAILURES, "late"])
 def test_a_version_that_fails(
     host: Host, server: Server, tmp_path: Path, tiny: str, kind: str
 ) -> None:
@@ -636,7 +636,8 @@ def test_a_version_that_fails(
         assert publish(front, b"event") == 0
         connection = server.accept()
         before, count = front.snapshot(), host.keeper.descriptors()
-        program = failing_version(tmp_path, FAILURES[kind])
+        text = real_module() + LATE if kind == "late" else FAILURES[kind]
+        program = failing_version(tmp_path, text)
         front = host.keeper.upgrade(program, ["/bin/false"])
         assert arguments(host.keeper)[2] == "-1"
         assert front.snapshot() == before
@@ -682,6 +683,11 @@ def test_the_new_version_has_its_own_front(keeper: Keeper) -> None:
     upgrade(keeper)
 
 
+def test_a_program_without_nul() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        pack_program(["/bin/true", "a\0b"])
+
+
 def test_what_upgrade_refuses(keeper: Keeper) -> None:
     """It is answered, and the front lives on."""
     front = keeper.front
@@ -709,8 +715,8 @@ def test_what_upgrade_refuses(keeper: Keeper) -> None:
 
 # ---- states
 
-# Tries copies of the state that have been tampered with, in the process that could take it over.
-TAMPER = """
+# What both of the following begin with: the real module, and sealed memory.
+REAL = """
 import posix
 def load():
     import importlib.machinery
@@ -726,6 +732,9 @@ def sealed(data):
     posix.write(memory, data)
     fcntl.fcntl(memory, 1033, 15)
     return memory
+"""
+# Tries copies of the state that have been tampered with, in the process that could take it over.
+TAMPER = """
 def resume(program, state, back):
     import random
     real = load()
@@ -758,6 +767,37 @@ def resume(program, state, back):
 """
 
 
+# A state that is well formed, but has no id for the destination, which is restored last.
+LATE = """
+def resume(program, state, back):
+    import struct
+    data = bytearray(posix.pread(state, 1 << 26, 0))
+    at, found = 32, 0
+    while at < len(data):
+        kind, slot, fixed, more = struct.unpack_from("=IIQQ", data, at)
+        if kind == 8:
+            struct.pack_into("=Q", data, at + 24, 0)
+            found += 1
+        at += 24 + fixed + more
+    assert found == 1
+    total = 0
+    for byte in data[32:]:
+        total = (total ^ byte) * 0x100000001B3 & (1 << 64) - 1
+    struct.pack_into("=Q", data, 24, total)
+    real = load()
+    memory = sealed(bytes(data))
+    real.check(memory)
+    real.resume(program, memory, back)
+"""
+
+
+def real_module() -> str:
+    """REAL, with the path of the native module, which is not loaded here."""
+    found = importlib.util.find_spec("shim._keeper")
+    assert found is not None
+    return REAL.format(real=found.origin)
+
+
 def test_a_state_that_was_tampered_with_is_refused(host: Host, tmp_path: Path, tiny: str) -> None:
     """Cut, longer, garbage, or another byte anywhere: `check` says so, and changes nothing."""
     front = host.ready()
@@ -770,9 +810,7 @@ def test_a_state_that_was_tampered_with_is_refused(host: Host, tmp_path: Path, t
         caller.was_read()
         report = tmp_path / "report"
         before = front.snapshot()
-        real = importlib.util.find_spec("shim._keeper")
-        assert real is not None
-        text = TAMPER.format(real=real.origin, report=str(report))
+        text = real_module() + TAMPER.format(report=str(report))
         front = host.keeper.upgrade(failing_version(tmp_path, text), ["/bin/false"])
         assert report.read_text() == "311 of 311"
         assert front.snapshot() == before
