@@ -238,7 +238,7 @@ def state_of(bundle: Path) -> Path:
 def test_cancelled_while_it_creates(bundle: Path) -> None:
     name = f"denseshim-test-{os.getpid()}-cut"
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(_cut_create(CreateRequest(name, str(bundle), "runc", Stdio())))
+        asyncio.run(_cut_create(CreateRequest(name, str(bundle), Stdio())))
     listed = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True)
     assert name not in listed.stdout.split()
     assert not state_of(bundle).exists()
