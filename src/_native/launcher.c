@@ -4,7 +4,9 @@
  * its command line and all that it has inherited, in one ttrpc call at the host's door (Launch of
  * proto/denseshim/host/v1/host.proto), and repeats what it is answered. Only where no host serves,
  * or where the host may not serve this container, it becomes `python -I -m shim.launcher`, which
- * starts what may. So it does at once when it is called by the name of 2017's launcher, which hands
+ * starts what may. Of many that find no host at once, as when a keeper has died, one does so, and
+ * the others wait for the host that it starts: containerd gives each of them five seconds.
+ * It becomes Python at once when it is called by the name of 2017's launcher, which hands
  * a listening socket over.
  *
  * setup.py defines VERSION and PYTHON, the interpreter of the build.
@@ -13,6 +15,7 @@
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -25,11 +28,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NAME "containerd-shim-dense-v2"
@@ -45,6 +50,7 @@ enum {
     STREAM = 1,            /* of the only call */
     FRAME_MAX = 4 << 20,
     STDIN_MAX = 4 << 20,
+    KILLED = 137,
 };
 
 /* ---- Descriptors, memory, errors ---- */
@@ -592,6 +598,50 @@ static _Noreturn void become_python(int argc, char **argv)
          order[0], order[1], strerror(errno));
 }
 
+/* Whether any pair, ours or one apart, has a state directory. */
+static bool has_pairs(void)
+{
+    DIR *state = opendir(STATE);
+    struct dirent *entry;
+    bool found = false;
+    if (state == NULL)
+        return false;
+    while (!found && (entry = readdir(state)) != NULL)
+        found = strncmp(entry->d_name, "apart-", 6) == 0 || strncmp(entry->d_name, "host-", 5) == 0;
+    closedir(state);
+    return found;
+}
+
+/* Answers a delete when nobody has anything: a DeleteResponse (contract: runtime-v2, delete). */
+static void print_deleted(void)
+{
+    struct bytes response = {0}, time = {0};
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    put_number(&time, 1, (uint64_t)now.tv_sec);
+    put_number(&time, 2, (uint64_t)now.tv_nsec);
+    put_number(&response, 2, KILLED);
+    put_text(&response, 3, time.data, time.size);
+    if (!put(1, response.data, response.size))
+        fail("cannot write to stdout: %s", strerror(errno));
+    exit(0);
+}
+
+/* Returns when no other launcher is starting a host. The lock is kept over execve(2): until
+ * Python's launcher ends. */
+static void take_turn(void)
+{
+    int state = open(STATE, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int lock;
+    if (state < 0)
+        return;                 /* the very first one; those that race with it do no harm */
+    lock = fcntl(state, F_DUPFD, 64);       /* not 3, which means something to a launcher */
+    close(state);
+    while (lock < 0 || flock(lock, LOCK_EX) < 0)
+        if (errno != EINTR)
+            fail("cannot lock %s: %s", STATE, strerror(errno));
+}
+
 /* ---- The command line ---- */
 
 static bool has_argument(char **argv, const char *wanted)
@@ -626,19 +676,20 @@ static void print_version(void)
         fail("cannot write to stdout: %s", strerror(errno));
 }
 
-/* Returns only when the host does not serve. */
-static void ask_host(char **argv, const struct bytes *input)
+/* Returns only when the host does not serve; true: there is, or was, one. */
+static bool ask_host(char **argv, const struct bytes *input)
 {
     int door = open_door();
     struct bytes frame, body = {0};
     if (door < 0)
-        return;
+        return false;
     frame = call_frame(argv, input);
     if (send_call(door, &frame) && receive_answer(door, &body))
         obey(&body);
     free(frame.data);
     free(body.data);
     close(door);
+    return true;
 }
 
 int main(int argc, char **argv)
@@ -663,7 +714,12 @@ int main(int argc, char **argv)
         signal(SIGTERM, SIG_IGN);
     }
     input = read_input();
-    ask_host(argv, &input);
+    if (!ask_host(argv, &input)) {
+        if (has_argument(argv, "delete") && has_argument(argv, "-id") && !has_pairs())
+            print_deleted();
+        take_turn();
+        ask_host(argv, &input);
+    }
     if (!isatty(0))
         give_back_input(&input);
     become_python(argc, argv);
