@@ -48,7 +48,16 @@ def _is_anothers_process(pid: int, shims: Collection[int]) -> bool:
     What this one has started and lost is a child of one of its ancestors: of a subreaper.
     """
     starter = next((parent for parent in _ancestors(pid) if parent not in shims), 0)
-    return starter not in (0, os.getpid(), *_ancestors(os.getpid()))
+    if starter == os.getpid():
+        return False
+    return starter not in (0, *_ancestors(os.getpid())) or _is_elsewhere(pid)
+
+
+def _is_elsewhere(pid: int) -> bool:
+    """Whether a process that is detached lives in other mounts: who made them looks after it."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino
+    return False
 
 
 def _descriptors() -> set[str]:

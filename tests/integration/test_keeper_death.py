@@ -41,7 +41,7 @@ async def doomed(bundle: Bundle) -> AsyncIterator[StartedShim]:
     """A shim that nobody ends in good order: its keeper is to be killed."""
     socket = bundle.path / "shim.sock"
     process = await asyncio.create_subprocess_exec(
-        BESIDE / PROGRAM, "--socket", socket, cwd=bundle.path, process_group=0
+        BESIDE / PROGRAM, "--dedicated", "--socket", socket, cwd=bundle.path, process_group=0
     )
     try:
         await until(socket.exists, "the shim's socket")
