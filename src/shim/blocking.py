@@ -1,8 +1,8 @@
 """Calls that may block for ever, kept away from the event loop.
 
 A system call that hangs in the kernel cannot be interrupted: its thread is lost until the
-kernel lets go. So threads are bounded, nothing waits in a queue behind a stuck one, and they
-are daemon threads: `concurrent.futures` joins its threads at exit and would hang there.
+kernel lets go. So threads are bounded, nothing waits for ever in a queue behind a stuck one, and
+they are daemon threads: `concurrent.futures` joins its threads at exit and would hang there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class BlockingPool:
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._free = asyncio.Semaphore(SIZE)
         self._busy = 0  # calls whose function has not returned; each occupies a thread
+        self._stuck = 0  # those of them for which nobody waits any more
         self._threads = 0
 
     async def run(
@@ -48,14 +50,16 @@ class BlockingPool:
         limit has passed, or the awaiting task was cancelled), a result that comes after all
         is given to `late`, in a thread as well, which owns it from then on.
 
-        Raises DeadlineExceeded after `limit_seconds`; ResourceExhausted when all threads are
-        occupied.
+        Many calls at once wait for each other. Raises DeadlineExceeded after `limit_seconds`;
+        ResourceExhausted when no thread has become free by then, at once if all are stuck.
         """
-        self._reserve_thread(what)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit_seconds
+        await self._reserve_thread(what, limit_seconds)
         call = _Call(what, functools.partial(func, *args), late)
         self._submit(call)
         try:
-            await asyncio.wait((call.ended,), timeout=limit_seconds)
+            await asyncio.wait((call.ended,), timeout=end - loop.time())
         except asyncio.CancelledError:
             self._abandon(call)
             raise
@@ -70,19 +74,23 @@ class BlockingPool:
             self._work.put(None)
         self._threads = 0
 
-    def _reserve_thread(self, what: str) -> None:
-        if self._busy >= SIZE:
+    async def _reserve_thread(self, what: str, limit: float) -> None:
+        try:
+            async with asyncio.timeout(limit if self._stuck < SIZE else 0):
+                await self._free.acquire()
+        except TimeoutError as error:
             raise ResourceExhausted(
                 f"cannot {what}: all {SIZE} threads for blocking calls are waiting for the "
                 "kernel; look for a file system that hangs"
-            )
-        if self._threads <= self._busy:
+            ) from error
+        if self._threads <= self._busy and self._threads < SIZE:
             self._add_thread(what)
 
     def _add_thread(self, what: str) -> None:
         try:
             threading.Thread(target=self._serve, name="blocking", daemon=True).start()
         except RuntimeError as error:
+            self._free.release()
             raise ResourceExhausted(f"cannot {what}: {error}") from error
         self._threads += 1
 
@@ -106,6 +114,9 @@ class BlockingPool:
 
     def _finish(self, call: _Call[T]) -> None:
         self._busy -= 1
+        self._stuck -= call.stuck
+        if call.reserved:
+            self._free.release()
         call.ended.set_result(None)
         if call.abandoned:
             self._dispose(call)
@@ -114,6 +125,9 @@ class BlockingPool:
         call.abandoned = True
         if call.ended.done():
             self._dispose(call)
+        else:
+            call.stuck = True
+            self._stuck += 1
 
     def _dispose(self, call: _Call[T]) -> None:
         """Nobody takes the outcome: clean up in a thread, for cleaning up may block as well.
@@ -124,7 +138,7 @@ class BlockingPool:
             _log.warning("%s failed after its caller had left: %s", call.what, call.error)
         elif call.late is not None:
             cleaning = functools.partial(call.late, call.unwrap())
-            self._submit(_Call(f"clean up after: {call.what}", cleaning, None, abandoned=True))
+            self._submit(_Call(f"clean up after: {call.what}", cleaning, None, reserved=False))
 
 
 class _Call(Generic[T]):
@@ -140,12 +154,14 @@ class _Call(Generic[T]):
         what: str,
         func: Callable[[], T],
         late: Callable[[T], object] | None,
-        abandoned: bool = False,
+        reserved: bool = True,
     ) -> None:
         self.what = what
         self.func = func
         self.late = late
-        self.abandoned = abandoned
+        self.reserved = reserved  # a thread; otherwise nobody waits for it, either
+        self.abandoned = not reserved
+        self.stuck = False
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.value: T

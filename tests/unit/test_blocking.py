@@ -127,17 +127,25 @@ async def test_a_late_failure_is_logged(pool, gate, caplog):
         await pool.run("take a turn", NEVER, int)
 
 
-async def test_when_all_threads_are_stuck_calls_are_refused_at_once(pool, gate):
+async def test_more_calls_than_threads_wait_for_each_other(pool):
+    """A crowd that comes at once is no sign that anything hangs."""
+    calls = [pool.run("look", NEVER, threading.get_ident) for _ in range(5 * blocking.SIZE)]
+    assert len(set(await asyncio.gather(*calls))) <= blocking.SIZE
+
+
+async def test_a_call_without_a_thread_is_refused_at_its_limit(pool, gate):
     stuck = [asyncio.create_task(pool.run("wait", NEVER, gate, n)) for n in range(blocking.SIZE)]
     await asyncio.sleep(0)
     with pytest.raises(ResourceExhausted, match="cannot open another"):
-        await pool.run("open another", NEVER, int)
+        await pool.run("open another", SOON, int)
+    waiting = asyncio.create_task(pool.run("wait for its turn", NEVER, int))
+    await asyncio.sleep(0)
     gate.open.set()
     assert await asyncio.gather(*stuck) == list(range(blocking.SIZE))
-    assert await pool.run("count", NEVER, int) == 0
+    assert await waiting == 0
 
 
-async def test_a_stuck_thread_stays_occupied_after_the_limit(pool, gate):
+async def test_when_all_threads_are_stuck_calls_are_refused_at_once(pool, gate):
     calls = [pool.run("wait", SOON, gate) for _ in range(blocking.SIZE)]
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(error) for error in errors} == {DeadlineExceeded}
