@@ -132,6 +132,7 @@ async def serve_pair(directory: Path, apart: bool) -> None:
     for listener in held.listeners.keys() - held.claimed - {FIRST_LISTENER}:
         await host.keeper.unlisten(listener)  # one that was just being opened, or closed
     host.keeper.ready()
+    tasks.go_on()
     notify_ready()
     ends = asyncio.ensure_future(_end_empty(pair, apart))
     await pair.end.wait()

@@ -327,10 +327,10 @@ def _resolve(command: str, bundle: Path, path: str, expected: bool) -> str:
     """The absolute path of the runtime."""
     if "\0" in command:
         raise InvalidArgument(f"the runtime {command!r} holds NUL")
+    if expected and "/" in command:
+        return os.path.abspath(bundle / command)  # without a look: its file system may hang
     # shutil.which takes what has a slash as it is, without PATH.
     found = shutil.which(str(bundle / command) if "/" in command else command, path=path)
-    if found is None and expected:
-        return str(bundle / command)
     if found is None:
         raise InvalidArgument(
             f'no runtime "{command}" that can be executed (PATH={path}); install it, or give its '

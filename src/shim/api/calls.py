@@ -135,7 +135,7 @@ class Calls:
         self, call: Call, method: Method, request: ttrpc_pb2.Request, arrived: int
     ) -> None:
         message = _decode(method.request, request.payload)
-        task = asyncio.ensure_future(_awaited(method.handler(call, message)))
+        task = asyncio.ensure_future(awaited(method.handler(call, message)))
         if method.parks:
             self._parked[call.id] = task
             task.add_done_callback(lambda _: self._parked.pop(call.id))
@@ -145,7 +145,7 @@ class Calls:
         if not task.done():
             if method.parks:
                 task.cancel()
-            task.add_done_callback(_note_failure)
+            task.add_done_callback(note_failure)
             raise DeadlineExceeded(f"{request.method}: the caller's deadline has passed")
         if task.cancelled():
             return  # nobody waits for the answer
@@ -159,15 +159,16 @@ class Calls:
             self._keeper.respond(call.id, failure(INTERNAL, f"a defect in the shim: {error!r}"))
 
 
-async def _awaited(result: Awaitable[Message]) -> Message:
+async def awaited(result: Awaitable[Message]) -> Message:
+    """A handler's result as a coroutine's, of which a task can be made."""
     return await result
 
 
-def _note_failure(task: asyncio.Task[Message]) -> None:
-    """Nobody is left to take the outcome; a defect must show all the same."""
+def note_failure(task: asyncio.Task[Message]) -> None:
+    """Nobody may be left to take the outcome; a defect must show all the same."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, ShimError):
-        _log.error("a call failed after its deadline", exc_info=error)
+        _log.error("a call failed", exc_info=error)
 
 
 def _decode(cls: type[Message], payload: bytes) -> Message:
@@ -197,5 +198,6 @@ def success(message: Message) -> bytes:
 
 def failure(code: int, text: str) -> bytes:
     """A ttrpc Response that says what went wrong; a client decodes no payload then."""
-    status = ttrpc_pb2.Status(code=code, message=text)
+    # Half a character of a path or of a runtime's log is nothing that a message can hold.
+    status = ttrpc_pb2.Status(code=code, message=text.encode(errors="replace").decode())
     return ttrpc_pb2.Response(status=status).SerializeToString()

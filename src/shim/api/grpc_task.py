@@ -5,13 +5,14 @@ The connections do not outlive the front, as those of ttrpc do.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from shim.api.calls import Call, Method
+from shim.api.calls import Call, Method, awaited, note_failure
 from shim.api.codes import code_of
 from shim.api.server import OPTIONS
 from shim.api.shims import serve_behind
@@ -65,8 +66,11 @@ class TaskServers:
 
 def _behaviour(group: Group, method: Method) -> Callable[[Any, Context], Any]:
     async def serve(request: Any, context: Context) -> Any:
+        work = asyncio.ensure_future(awaited(method.handler(Call(0, group.id), request)))
+        work.add_done_callback(note_failure)
         try:
-            return await method.handler(Call(0, group.id), request)
+            # A caller that hangs up ends its waiting, but cuts nothing else in half.
+            return await (work if method.parks else asyncio.shield(work))
         except ShimError as error:
             await context.abort(code_of(error), str(error))
 

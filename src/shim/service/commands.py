@@ -35,6 +35,14 @@ class Commands:
                 await child.signal(signal.SIGKILL)
 
 
+async def has_succeeded(command: Spawn | None) -> bool:
+    """Whether the runtime's command, if it was started at all, has ended well."""
+    try:
+        return command is not None and (await command.wait()).status == 0
+    except OSError:
+        return False  # it could not even be executed
+
+
 async def finish_command(spawn: int, held: Held) -> Spawn | None:
     """Wait for a command of an earlier front; kill it when it takes too long.
 

@@ -20,6 +20,7 @@ from shim.errors import (
     InvalidArgument,
     NotFound,
     RuntimeFailed,
+    ShimError,
 )
 from shim.keeper.client import Child, Held, Spawn
 from shim.keeper.command import Command
@@ -35,7 +36,7 @@ from shim.model import (
 )
 from shim.runtime import Runtime
 from shim.service import checkpoint, ending
-from shim.service.commands import finish_command
+from shim.service.commands import finish_command, has_succeeded
 from shim.service.execs import Execs
 from shim.service.host import Home
 from shim.service.members import Members
@@ -142,14 +143,18 @@ class Container:
         self.init.exit = ended
         self.init.stdio.process_ended()
         if not self.facts.private_pids and self.facts.namespace:
-            self._kill_execs()
+            self.home.host.later(self._kill_others())
         self._exec_ended()
 
-    def _kill_execs(self) -> None:
+    async def _kill_others(self) -> None:
         """Without a pid namespace of its own, its other processes survive the init."""
         for process in self.execs.alive():
             assert process.child is not None
-            self.home.host.later(ending.kill_child(process.child))
+            await ending.kill_child(process.child)
+        for pid in await self.members.pids():
+            if not self.deleted:
+                with contextlib.suppress(NotFound):
+                    await self.members.signal(pid, signal.SIGKILL)
 
     def _exec_ended(self) -> None:
         """The init's exit is the last one that is told, if the others end with it."""
@@ -157,9 +162,18 @@ class Container:
             return
         if self.execs.alive() and (self.facts.private_pids or self.facts.namespace):
             return
-        self.note_oom(self.home.host.oom.check(self))
+        if self.execs.starting() and self.facts.namespace:
+            return
+        self._note_last_kills()
         self.init.end()
         self.commit(EventType.EXIT)
+
+    def _note_last_kills(self) -> None:
+        """An exit is told whatever becomes of this."""
+        try:
+            self.note_oom(self.home.host.oom.check(self))
+        except OSError as error:
+            _log.error("container %s: OOM kills may be missing: %s", self.facts.id, error)
 
     def note_oom(self, kills: int) -> None:
         """The kernel counts so many OOM kills in the container's cgroup by now."""
@@ -230,7 +244,7 @@ class Container:
         request: the call, 0 if it is none that may come twice; so below.
         """
         if self.facts.restored and self.init.alive:
-            self._start_restored()
+            self._start_restored(request)
             return
         await self._command(Operation.START, request, self._start, EventType.START)
         self.announce_init()
@@ -244,9 +258,9 @@ class Container:
             self.announce_init()
             raise
 
-    def _start_restored(self) -> None:
+    def _start_restored(self, request: int) -> None:
         """A restored container runs since Create; its caller starts it all the same."""
-        self.facts.restored = False
+        self.facts.restored, self.facts.request = False, request
         self.commit(EventType.START)
 
     async def pause(self, request: int = 0) -> None:
@@ -337,7 +351,8 @@ class Container:
             if exec_id and not process.pid and not process.over.done():
                 raise FailedPrecondition(f"exec {exec_id} has not been started")
             await self._signal(process, number, request)
-        await self._thaw_killed(number)
+        if not exec_id:
+            await self._thaw_killed(number)
 
     async def _thaw_killed(self, number: int) -> None:
         if number == signal.SIGKILL and self.status is Status.PAUSED:
@@ -393,12 +408,12 @@ class Container:
         command = facts.intent["command"]
         self.init.announced = command != Operation.START.value
         spawn = await finish_command(facts.intent["spawn"], held)
-        succeeded = spawn is not None and (await spawn.wait()).status == 0
+        succeeded = await has_succeeded(spawn)
         before = facts.status
         try:
             found = await self.runtime.using(self.home.commands.spawn).state(facts.id)
             now = _STATUS.get(str(found.get("status")), before)
-        except (NotFound, RuntimeFailed) as error:
+        except (ShimError, OSError) as error:
             _log.warning("container %s: its state is not known: %s", facts.id, error)
             now = before
         if spawn is not None:

@@ -72,6 +72,8 @@ class Creation:
         config = await self._host.pool.run(f"read {self._bundle}", FILE_LIMIT, read)
         self._facts.private_pids = has_private_pids(config)
         runtime = await self._home.runtime(self._facts, self._host.keeper.spawn)
+        # A later front need not look for it, on a file system that may hang by then.
+        self._facts.options = replace(self._facts.options, runtime=runtime.program)
         stdio = self._request.stdio
         # The service of 2017 shows the process; today's does not, and there are many.
         shown = {} if self._facts.namespace else config.get("process")

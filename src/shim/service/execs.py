@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimeFailed, ShimError
@@ -14,7 +15,7 @@ from shim.keeper.client import Child, Held, Spawn
 from shim.keeper.command import Command
 from shim.model import Event, EventType, Exit, Stdio
 from shim.runtime import Runtime, read_pid
-from shim.service.commands import finish_command
+from shim.service.commands import finish_command, has_succeeded
 from shim.service.host import Home
 from shim.service.launch import begun, launch
 from shim.service.process import Process, ProcessSpec
@@ -29,7 +30,7 @@ class Execs:
 
     Those of the service of 2017 have no name, and are started as they are added. A pid that the
     kernel has given again belongs to the younger process: the elder has ended. `ended` is
-    called when one has.
+    called when one has, and when one that was being started is, or is not.
     """
 
     def __init__(self, home: Home, facts: Facts, ended: Callable[[], None]) -> None:
@@ -76,6 +77,10 @@ class Execs:
         if process.child is not None:
             process.child.forget()
         process.end()
+
+    def starting(self) -> bool:
+        """Whether one is being started."""
+        return bool(self._starting)
 
     async def settle(self) -> None:
         """Wait until none is being started."""
@@ -136,10 +141,11 @@ class Execs:
         """
         while process.child_id in self._starting:
             await asyncio.wait((self._starting[process.child_id],))
+        if process.pid and process.request == request != 0:
+            return
         if process.pid or process.over.done():
-            if process.request == request != 0:
-                return
-            raise FailedPrecondition(f"exec {process.exec_id or process.pid} was started before")
+            name = process.exec_id or process.pid
+            raise FailedPrecondition(f"exec {name} has been started before, or could not be")
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._starting[process.child_id] = started
         process.request = request
@@ -148,10 +154,13 @@ class Execs:
         except BaseException:
             process.stdio.cut()
             process.end()
+            if process.exec_id:
+                self._home.record.save_exec(process)
             raise
         finally:
             del self._starting[process.child_id]
             started.set_result(None)
+            self._ended_one()
 
     async def _start(self, runtime: Runtime, process: Process) -> None:
         name = f"exec-{process.child_id}"
@@ -160,6 +169,7 @@ class Execs:
         try:
             with self._home.builder(self._facts, process.paths, process.exec_id) as builder:
                 former, process.stdio = process.stdio, builder.stdio
+                self._home.record.save_exec(process)  # whoever finds it knows its streams
                 descriptors = await builder.open()
                 former.cut()  # of an earlier front; its client must not see an end before
                 command = partial(
@@ -168,14 +178,19 @@ class Execs:
                 )  # fmt: skip
                 spawn = await launch(builder, directory / f"{name}.tty", command)
             try:
-                process.pid = read_pid(pid_file)
-                keeper = self._home.host.keeper
-                self.announce(process, await keeper.track(process.pid, spawn, process.child_id))
+                await self._follow(process, spawn, pid_file)
             finally:
                 spawn.release()
-        finally:
             spec_file.unlink(missing_ok=True)
+        finally:
             pid_file.unlink(missing_ok=True)
+
+    async def _follow(self, process: Process, spawn: Spawn, pid_file: Path) -> None:
+        """Have the keeper follow what the runtime's command `spawn` has started, and tell it."""
+        pid = read_pid(pid_file)
+        child = process.child or await self._home.host.keeper.track(pid, spawn, process.child_id)
+        process.pid = pid
+        self.announce(process, child)
 
     def _spawn_for(
         self, process: Process, builder: StdioBuilder
@@ -210,9 +225,9 @@ class Execs:
         process.stdio.process_ended()
         self._tell(EventType.EXIT, process)
         process.end()
+        self._ended_one()
         if process.child_id in self._all:
             self._home.record.save_exec(process)
-        self._ended_one()
 
     def _tell(self, type: EventType, process: Process) -> None:
         status, time = (process.exit.status, process.exit.time) if process.exit else (0, 0)
@@ -227,14 +242,18 @@ class Execs:
         process.child = held.claim(process.child_id)
         if process.pid:
             process.stdio.settle()
-        if process.pid or not spawn:
+        if process.pid or (process.exec_id and not spawn):
             self.adopt(process)
             return
         held.claim(spawn)
         self._remember(process)
         settling = asyncio.ensure_future(self._settle(process, spawn, held))
         self._starting[process.child_id] = settling
-        settling.add_done_callback(lambda _: self._starting.pop(process.child_id))
+        settling.add_done_callback(lambda _: self._settled(process))
+
+    def _settled(self, process: Process) -> None:
+        del self._starting[process.child_id]
+        self._ended_one()
 
     async def _settle(self, process: Process, spawn: int, held: Held) -> None:
         try:
@@ -255,12 +274,9 @@ class Execs:
         command = await finish_command(spawn, held)
         pid_file = self._home.record.directory / f"exec-{process.child_id}.pid"
         try:
-            if command is None or (await command.wait()).status != 0:
+            if command is None or not await has_succeeded(command):
                 raise RuntimeFailed("its command did not succeed")
-            process.pid = read_pid(pid_file)
-            keeper = self._home.host.keeper
-            child = process.child or await keeper.track(process.pid, command, process.child_id)
-            self.announce(process, child)
+            await self._follow(process, command, pid_file)
             self._home.record.spec_file(process).unlink(missing_ok=True)
         finally:
             if command is not None:

@@ -131,6 +131,7 @@ class Process:
             "streams": self.stdio.to_state(),
             "request": self.request,
             "exit": [self.exit.status, self.exit.time] if self.exit and self.over.done() else None,
+            "failed": self.over.done() and self.exit is None,
         }
 
     @classmethod
@@ -148,6 +149,7 @@ class Process:
         process.request = state["request"]
         if state["exit"] is not None:
             process.exit = Exit(*state["exit"])
+        if process.exit or state["failed"]:
             process.end()
         process.announced = True
         return process

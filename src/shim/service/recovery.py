@@ -22,13 +22,17 @@ from shim.errors import InvalidArgument, ShimError
 from shim.keeper.client import Held
 from shim.model import CreateRequest
 from shim.service.bundle import read_config
-from shim.service.commands import finish_command
+from shim.service.commands import finish_command, has_succeeded
 from shim.service.container import Container
 from shim.service.create import complete, undo
 from shim.service.host import FILE_LIMIT, Home
 from shim.service.process import Process
 from shim.service.record import Facts
 from shim.service.transitions import Operation
+from shim.store import CorruptState
+
+# What a state of another shape than ours leads to.
+MISSHAPEN = (CorruptState, AttributeError, KeyError, TypeError, ValueError)
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +91,12 @@ async def _go_on(home: Home, facts: Facts, init: Process, held: Held) -> Contain
     runtime = await home.runtime(facts, home.commands.spawn, expected=True)
     container = Container(home, facts, runtime, init)
     for state in home.record.load_execs():
-        process = Process.from_state(state["process"], held)
-        container.execs.recover(process, state["spawn"], held)
+        try:
+            process, spawn = Process.from_state(state["process"], held), state["spawn"]
+        except MISSHAPEN as error:
+            _log.error("an exec in container %s is not known: %r", facts.id, error)
+        else:
+            container.execs.recover(process, spawn, held)
     if facts.intent:
         held.claim(facts.intent["spawn"])
         await container.turn.acquire()
@@ -113,7 +121,7 @@ async def _finish_creation(
 ) -> Container | None:
     """Complete what the runtime has done, where that is all it takes; or take it back."""
     command = await finish_command(facts.intent.get("spawn", 0), held)
-    succeeded = command is not None and (await command.wait()).status == 0
+    succeeded = await has_succeeded(command)
     known = held.claim(init.child_id)
     if command and succeeded and facts.namespace and init.stdio.is_whole() and known is None:
         runtime = await home.runtime(facts, home.commands.spawn, expected=True)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shim.errors import (
     AlreadyExists,
@@ -27,7 +27,7 @@ from shim.service.ending import kill_child
 from shim.service.groups import Group, Groups
 from shim.service.host import Home, Host
 from shim.service.record import ContainerRecord, Facts
-from shim.service.recovery import recover, remove_orphan
+from shim.service.recovery import MISSHAPEN, recover, remove_orphan
 from shim.service.stdio import ProcessStdio
 from shim.service.teller import Silence, Teller
 
@@ -36,8 +36,18 @@ RUNTIME_ROOT = "/run/containerd/runc"
 # Containers of a dead keeper that are removed at once: each starts two runtime processes.
 REMOVALS = 4
 
+# Beside the records: those that could not be read.
+DAMAGED = "damaged"
+
 _log = logging.getLogger(__name__)
 Key = tuple[str, str, str]
+
+
+class _Work(NamedTuple):
+    """What is being done, for a container of this group."""
+
+    group: int
+    task: asyncio.Future[Any]
 
 
 class Tasks:
@@ -55,11 +65,12 @@ class Tasks:
         self._teller = teller
         self._containers: dict[Key, Container] = {}
         # What is being created or removed; whoever wants the key waits.
-        self._busy: dict[Key, asyncio.Future[Any]] = {}
+        self._busy: dict[Key, _Work] = {}
         self._removals = asyncio.Semaphore(REMOVALS)
         # Of creations that were taken back: until the call comes again, their clients must not
         # see an end.
         self._former: dict[Key, ProcessStdio] = {}
+        self._half_deleted: list[Container] = []  # by an earlier front
 
     def __len__(self) -> int:
         return len(self._containers) + len(self._busy)
@@ -68,24 +79,50 @@ class Tasks:
         return iter(self._containers.values())
 
     def uses(self, group: Group) -> bool:
-        """Whether a container of this group is there."""
-        return any(container.facts.group == group.id for container in self)
+        """Whether a container of this group is there, or being made."""
+        groups = [container.facts.group for container in self]
+        groups += [work.group for work in self._busy.values()]
+        return group.id in groups
 
     # -- after an earlier front, or an earlier keeper
 
     async def recover(self, held: Held) -> None:
-        """Go on with what is there; what has to be removed is, meanwhile. Raises CorruptState."""
+        """Go on with what is there; what has to be removed is, meanwhile.
+
+        What is no record is put aside: the others must not suffer from it.
+        """
         self._directory.mkdir(mode=0o700, exist_ok=True)
         for directory in sorted(self._directory.iterdir()):
-            record = ContainerRecord(directory)
-            if (orphan := record.load_orphan()) is not None:
-                home = Home(self._host, record, Silence(), Commands(self._host.keeper))
-                facts = Facts.from_state(orphan["facts"])
-                self._occupy(_key_of(facts), self._remove(home, remove_orphan(home)))
-            elif (state := record.load()) is not None:
-                await self._recover_one(record, Facts.from_state(state["facts"]), held)
-            else:
-                record.destroy()
+            try:
+                await self._recover_record(ContainerRecord(directory), held)
+            except (*MISSHAPEN, PermissionError) as error:
+                _log.error("%s cannot be read, and is put aside: %r", directory, error)
+                self._put_aside(directory)
+
+    def go_on(self) -> None:
+        """Finish what an earlier front was deleting.
+
+        After the front has said that it is ready: the calls that asked for it join in, for they
+        come before any runtime's command can end.
+        """
+        for container in self._half_deleted:
+            self._host.later(self._finish_deleting(container))
+        self._half_deleted.clear()
+
+    def _put_aside(self, record: Path) -> None:
+        damaged = self._directory.with_name(DAMAGED)
+        damaged.mkdir(mode=0o700, exist_ok=True)
+        record.rename(damaged / f"{record.name}-{self._host.now()}")
+
+    async def _recover_record(self, record: ContainerRecord, held: Held) -> None:
+        if (orphan := record.load_orphan()) is not None:
+            home = Home(self._host, record, Silence(), Commands(self._host.keeper))
+            facts = Facts.from_state(orphan["facts"])
+            self._occupy(_key_of(facts), 0, self._remove(home, remove_orphan(home)))
+        elif (state := record.load()) is not None:
+            await self._recover_one(record, Facts.from_state(state["facts"]), held)
+        else:
+            record.destroy()
 
     async def _recover_one(self, record: ContainerRecord, facts: Facts, held: Held) -> None:
         group = self._groups.get(facts.group)
@@ -96,15 +133,18 @@ class Tasks:
         key = _key_of(found.facts)
         if found.rest is not None:
             self._former[key] = found.init.stdio
-            self._occupy(key, self._finish_creating(key, home, found.rest))
+            self._occupy(key, facts.group, self._finish_creating(key, home, found.rest))
         if found.container is not None:
             self._containers[key] = found.container
             if found.facts.deleting:
-                self._host.later(self._finish_deleting(found.container))
+                self._half_deleted.append(found.container)
 
-    def _occupy(self, key: Key, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+    def _occupy(
+        self, key: Key, group: int, work: Coroutine[Any, Any, Any]
+    ) -> asyncio.Future[Any]:
         """Nobody else may have the key until the work is done."""
-        task = self._busy[key] = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(work)
+        self._busy[key] = _Work(group, task)
         task.add_done_callback(lambda _: self._busy.pop(key))
         return task
 
@@ -157,27 +197,21 @@ class Tasks:
         Raises AlreadyExists, ResourceExhausted and what Creation does.
         """
         key = (group.address, group.namespace, request.id)
-        await self._settled(key)
-        there = self._containers.get(key)
-        if there is not None and there.facts.deleting:
-            await self._gone(there)
-        elif there is not None and not call == there.facts.request != 0:
+        while (there := await self._settled(key)) is not None and there.facts.deleting:
+            await self._delete(there, lambda _: None)
+        if there is not None and not call == there.facts.request != 0:
             raise AlreadyExists(f"container {request.id} exists already")
-        elif there is not None:
+        if there is not None:
             return there
-        task = self._occupy(key, self._create(key, group, request, call))
+        task = self._occupy(key, group.id, self._create(key, group, request, call))
         container: Container = await asyncio.shield(task)
         return container
 
-    async def _settled(self, key: Key) -> None:
-        """What an earlier front, or an earlier keeper, has left there is removed first."""
+    async def _settled(self, key: Key) -> Container | None:
+        """The container that is there, once nothing is being created or removed."""
         while key in self._busy:
-            await asyncio.wait((self._busy[key],))
-
-    async def _gone(self, container: Container) -> None:
-        await asyncio.wait((container.init.over,))
-        async with container.turn:
-            pass
+            await asyncio.wait((self._busy[key].task,))
+        return self._containers.get(key)
 
     async def _create(
         self, key: Key, group: Group, request: CreateRequest, call: int
@@ -241,9 +275,8 @@ class Tasks:
         Returns when nothing of it is left. Raises what `Container.delete` raises.
         """
         key = (address, namespace, id)
-        await self._settled(key)
+        container = await self._settled(key)
         self._cut_former(key)
-        container = self._containers.get(key)
         if container is None:
             return None
         for process in container.alive():
