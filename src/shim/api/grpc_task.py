@@ -15,7 +15,7 @@ import grpc
 from shim.api.calls import Call, Method, awaited, note_failure
 from shim.api.codes import code_of
 from shim.api.server import OPTIONS
-from shim.api.shims import serve_behind
+from shim.api.shims import GRACE, serve_behind
 from shim.api.task import SERVICES, TaskService
 from shim.errors import ShimError
 from shim.service.groups import Group, Groups
@@ -58,10 +58,10 @@ class TaskServers:
         await serve_behind(server, self._host, self._directory, group.id)
 
     async def close(self, group: Group) -> None:
-        """Let what is under way go on."""
+        """Take no more calls; the one that asked for this is answered."""
         server = self._servers.pop(group.id, None)
         if server is not None:
-            await server.stop(None)
+            self._host.later(server.stop(GRACE))
 
 
 def _behaviour(group: Group, method: Method) -> Callable[[Any, Context], Any]:
