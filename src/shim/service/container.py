@@ -365,10 +365,16 @@ class Container:
         await process.child.signal(number, request)
 
     async def _kill_all(self, number: int) -> None:
-        if not self.init.alive and not await self.members.pids():
+        """By the kernel's own list; the runtime, which freezes the cgroup, if it has none."""
+        if self.facts.cgroup:
+            found = await self.members.signal_all(number)
+        else:
+            found = self.init.alive
+        if not found:
             raise NotFound(f"no process is left in container {self.facts.id}")
-        runtime = self.runtime.using(self.home.commands.spawn)
-        await runtime.kill(self.facts.id, number, all=True)
+        if not self.facts.cgroup:
+            runtime = self.runtime.using(self.home.commands.spawn)
+            await runtime.kill(self.facts.id, number, all=True)
 
     # -- its end
 

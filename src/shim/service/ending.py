@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Seconds for the kernel to end killed processes.
 KILL_LIMIT = 10.0
-# Between two looks at a cgroup that empties itself: no version of cgroups tells of every exit.
-LOOK_AGAIN = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -125,17 +123,9 @@ async def _wait_for_exits(container: Container) -> None:
         await container.init.child.wait()
     await container.home.commands.kill()
     await container.execs.settle()
-    await _empty_cgroup(container)
+    await container.members.end_all()
     for process in container.alive():
         if process.child is not None:
             await process.child.wait()
     container.announce_init()
     await asyncio.shield(container.init.over)
-
-
-async def _empty_cgroup(container: Container) -> None:
-    while container.facts.cgroup and (pids := await container.members.pids()):
-        for pid in pids:
-            with contextlib.suppress(NotFound):
-                await container.members.signal(pid, signal.SIGKILL)
-        await asyncio.sleep(LOOK_AGAIN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -11,6 +13,9 @@ from shim.cgroup import Cgroup
 from shim.errors import NotFound
 from shim.service.host import FILE_LIMIT, Host
 from shim.service.record import Facts
+
+# Seconds between two looks at a cgroup that empties itself.
+LOOK_AGAIN = 0.01
 
 
 class Members:
@@ -36,6 +41,22 @@ class Members:
             "read the processes' arguments", FILE_LIMIT, _arguments, pids
         )
 
+    async def signal_all(self, number: int) -> bool:
+        """Signal each, those that begin meanwhile included; whether there was any.
+
+        Raises OSError for a number that is no signal.
+        """
+        if not self._facts.cgroup:
+            return False
+        cgroup = Cgroup(self._facts.cgroup)
+        what = "signal the container's processes"
+        return await self._host.pool.run(what, FILE_LIMIT, _signal_all, cgroup, number)
+
+    async def end_all(self) -> None:
+        """SIGKILL until there is none. Nothing tells when a cgroup has emptied itself."""
+        while await self.signal_all(signal.SIGKILL):
+            await asyncio.sleep(LOOK_AGAIN)
+
     async def signal(self, pid: int, number: int) -> None:
         """Signal a process that the shim did not start: look, hold it, look again, signal it.
 
@@ -56,6 +77,29 @@ class Members:
             raise missing from error
         finally:
             os.close(held)
+
+
+def _signal_all(cgroup: Cgroup, number: int) -> bool:
+    """Hold each by a pidfd, and look again whether it is still a member: pids are given again."""
+    reached: set[int] = set()
+    while new := set(cgroup.pids()) - reached:
+        held = {pid: descriptor for pid in new if (descriptor := _open(pid)) >= 0}
+        members = set(cgroup.pids())
+        for pid, descriptor in held.items():
+            if pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, number)
+            os.close(descriptor)
+        reached |= new
+    return bool(reached)
+
+
+def _open(pid: int) -> int:
+    """A pidfd; -1 when the process has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
 
 
 def _arguments(pids: Sequence[int]) -> dict[int, tuple[str, ...]]:
