@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from shim._pb.containerd.task.v3.task_pb2 import ConnectRequest
+from shim._pb.denseshim.host.v1 import host_pb2
 from tests.containerd.caller import TaskCaller
 from tests.containerd.containerd import Container, Containerd
 from tests.containerd.support import is_alive, until
 
+_HOST: Final = "denseshim.host.v1.Host"
 _FRONT: Final = "-m shim.front"
 _SPAWNER: Final = "dense-spawner\n"
 
@@ -48,6 +49,13 @@ class Host:
         """SIGKILL the front, and return when it has ended."""
         kill(self.front)
 
+    def wait_served(self) -> None:
+        """Return when the present front serves."""
+        root = self._daemon.machine.root
+        (door,) = root.glob("run/denseshim/host-*/door")
+        with TaskCaller(door) as caller:
+            assert caller.call("Status", host_pb2.StatusRequest(), service=_HOST).code == 0
+
     def hold_front(self) -> int:
         """Stop the front, whose pid this is, before it gets another request."""
         front = self.front
@@ -55,12 +63,10 @@ class Host:
         until(lambda: _state(front) == "T", "the front stops")
         return front
 
-    def replace_front(self, caller: TaskCaller) -> None:
-        """Kill the front, and return when the next one answers `caller`."""
-        before = self.front
+    def replace_front(self) -> None:
+        """Kill the front, and return when the next one serves."""
         self.kill_front()
-        assert caller.call("Connect", ConnectRequest(id="none")).code == 0
-        assert self.front != before
+        self.wait_served()
 
     def caller(self, container: Container) -> TaskCaller:
         """A connection to the socket that containerd calls for the container."""
