@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "packaging" / "install-node"
-PATIENCE = 120.0
+PATIENCE = 300.0
 DENSE = {"runtime_type": "io.containerd.dense.v2"}
 RUNC = {"runtime_type": "io.containerd.runc.v2"}
 CRI_V2 = "io.containerd.grpc.v1.cri"
