@@ -151,10 +151,8 @@ class Container:
         for process in self.execs.alive():
             assert process.child is not None
             await ending.kill_child(process.child)
-        for pid in await self.members.pids():
-            if not self.deleted:
-                with contextlib.suppress(NotFound):
-                    await self.members.signal(pid, signal.SIGKILL)
+        if not self.deleted:
+            await self.members.signal_all(signal.SIGKILL)
 
     def _exec_ended(self) -> None:
         """The init's exit is the last one that is told, if the others end with it."""
