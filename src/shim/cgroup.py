@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ _UNIFIED = frozenset({""})  # /proc/PID/cgroup has the v2 hierarchy as an empty 
 # Where containerd looks which version the host has.
 _MOUNT = "/sys/fs/cgroup"
 # The controllers of v1 that count something.
+_FREEZER = "freezer"
 _COUNTING = frozenset({"cpu", "cpuacct", "memory", "blkio", "pids", "hugetlb", "rdma"})
 # ENODEV: the file was open when its cgroup went. EOPNOTSUPP: a threaded cgroup has no list of
 # processes (its domain, further up, has them), and a kernel may be told to measure no pressure.
@@ -76,8 +77,31 @@ def locate(pid: int) -> dict[str, str]:
     return {
         controller: path
         for controllers, path in found.items()
-        for controller in sorted(controllers & _COUNTING)
+        for controller in sorted(controllers & (_COUNTING | {_FREEZER}))
     }
+
+
+def thaw(paths: Mapping[str, str]) -> None:
+    """Let the processes in the cgroups that `locate` has found go on, if they are frozen.
+
+    A signal does not end a process of v1 that is. Raises OSError for what is not absent.
+    """
+    if UNIFIED in paths:
+        _write(f"{paths[UNIFIED]}/cgroup.freeze", "0")
+    if _FREEZER in paths:
+        _write(f"{paths[_FREEZER]}/freezer.state", "THAWED")
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
 
 
 def content(path: str) -> bytes:

@@ -91,7 +91,7 @@ def _start(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
     stdin = _read_stdin()
     options = decode(read_start(stdin, invocation.id, invocation.namespace).options)
     request = make_request(argv, stdin)
-    scope = _scope(invocation, options, alone=False)
+    scope = _scope(invocation, options, alone=group.stands_apart(_oom_score_adj()))
     response = _ask_scope(invocation, options, scope, request)
     if response.apart:
         scope = _scope(invocation, options, alone=True)

@@ -135,7 +135,8 @@ class RuntimeOptions:
     """How a container's runtime is called (contract: runtime-v2, Options types).
 
     `runtime` is a name or a path, empty for runc; `root` the directory of its own state, empty
-    for its default; `criu` the program that it is to use, empty for its own choice; `io_uid` and `io_gid` own the pipes that the container gets.
+    for its default; `criu` the program that it is to use, empty for its own choice; `io_uid` and
+    `io_gid` own the pipes that the container gets.
     """
 
     runtime: str = ""

@@ -122,6 +122,12 @@ class Runtime:
         other._spawn = spawn
         return other
 
+    def logging_to(self, log: Path) -> Runtime:
+        """The same runtime with another log: its bundle may be gone."""
+        other = copy.copy(self)
+        other._log = log
+        return other
+
     async def create(
         self, id: str, stdio: Stdio, console_socket: Path | None = None
     ) -> Spawned:

@@ -19,7 +19,15 @@ from shim.api.shims import Shims
 from shim.api.upgrade import upgrade
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
-from shim.bootstrap.group import Scope, annotations_of, apart_keys, group_key, share, socket_path
+from shim.bootstrap.group import (
+    Scope,
+    annotations_of,
+    apart_keys,
+    group_key,
+    share,
+    socket_path,
+    stands_apart,
+)
 from shim.bootstrap.options import Options, decode
 from shim.bootstrap.stdin import Start, read_options, read_start
 from shim.errors import (
@@ -157,7 +165,7 @@ class HostService:
                 namespace=invocation.namespace,
                 id=invocation.id,
                 group=group_key(annotations_of(config), invocation.id),
-                alone=_differs(request.oom_score_adj),
+                alone=stands_apart(request.oom_score_adj),
             )
 
         def make_known() -> str:
@@ -195,17 +203,15 @@ class HostService:
         """Free whatever is left of a container; mostly there is nothing."""
         cwd = Path(os.fsdecode(request.cwd))
         bundle = Path(invocation.bundle) if invocation.bundle else cwd.parent / invocation.id
-        container = await self._pair.tasks.remove(
+        pid = await self._pair.tasks.remove(
             invocation.address, invocation.namespace, invocation.id
         )
         key = await self._group_key(bundle, invocation.id)
-        if container is not None:
-            pid = container.init.pid
-        elif self._pair.is_elsewhere(
+        if pid is None and self._pair.is_elsewhere(
             apart_keys(invocation.address, invocation.namespace, invocation.id, key)
         ):
             return host_pb2.LaunchResponse(apart=True)
-        else:
+        if pid is None:
             pid = await remove_unknown(
                 self._pair.host, bundle, invocation.namespace, invocation.id, _launcher(request)
             )
@@ -314,14 +320,6 @@ def _check_containerd(address: str) -> None:
             return  # it has much to do
         except OSError as error:
             raise Unavailable(f"TTRPC_ADDRESS {address!r} cannot be reached: {error}") from error
-
-
-def _differs(oom_score_adj: int) -> bool:
-    """Whether containerd is rated by the kernel in a way that its shims should not share.
-
-    A host is protected as far as its privileges go; containerd's shims by one less than itself.
-    """
-    return oom_score_adj > 0
 
 
 def _write_address(bundle: Path, address: str) -> None:

@@ -66,6 +66,14 @@ def socket_path(address: str, namespace: str, key: str, directory: str = SOCKETS
     return path
 
 
+def stands_apart(oom_score_adj: int) -> bool:
+    """Whether containerd, by its score, is to be killed before the host: so are its shims.
+
+    The host is protected as far as its privileges go; containerd's shims by one less than itself.
+    """
+    return oom_score_adj > 0
+
+
 def share(
     options: Options,
     env: Mapping[str, str],

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from shim.cgroup import Cgroup
+from shim.cgroup import Cgroup, thaw
 from shim.errors import NotFound
 from shim.service.host import FILE_LIMIT, Host
 from shim.service.record import Facts
@@ -55,7 +55,12 @@ class Members:
     async def end_all(self) -> None:
         """SIGKILL until there is none. Nothing tells when a cgroup has emptied itself."""
         while await self.signal_all(signal.SIGKILL):
+            await self.thaw()
             await asyncio.sleep(LOOK_AGAIN)
+
+    async def thaw(self) -> None:
+        """Let a paused container's processes go on."""
+        await self._host.pool.run("thaw the container", FILE_LIMIT, thaw, self._facts.cgroups)
 
     async def signal(self, pid: int, number: int) -> None:
         """Signal a process that the shim did not start: look, hold it, look again, signal it.

@@ -84,7 +84,7 @@ async def remove_orphan(home: Home) -> None:
         return
     facts = Facts.from_state(state["facts"])
     _log.warning("container %s was left by a dead keeper; removing it", facts.id)
-    await _remove(home, facts)
+    await remove_left(home, facts)
 
 
 async def _go_on(home: Home, facts: Facts, init: Process, held: Held) -> Container:
@@ -132,17 +132,18 @@ async def _finish_creation(
             _log.warning("container %s cannot be completed: %s", facts.id, error)
             command = None  # released
     _log.warning("container %s was left half made; removing it", facts.id)
-    await _remove(home, facts)
+    await remove_left(home, facts)
     for child in (command, known):
         if child is not None:
             child.release()
     return None
 
 
-async def _remove(home: Home, facts: Facts) -> None:
+async def remove_left(home: Home, facts: Facts) -> None:
     """Kill whatever is left in the container and free everything."""
     facts.intent = facts.intent or {"command": "delete", "spawn": 0}
     runtime = await home.runtime(facts, home.commands.spawn, expected=True)
+    runtime = runtime.logging_to(home.record.directory / "log.json")  # the bundle may be gone
     await undo(home, facts, runtime, killed=True)
     if not facts.created:
         await home.host.pool.run("remove the cgroup", FILE_LIMIT, _remove_cgroup, facts)

@@ -26,8 +26,9 @@ from shim.service.create import Creation
 from shim.service.ending import kill_child
 from shim.service.groups import Group, Groups
 from shim.service.host import Home, Host
+from shim.service.orphan import Orphan
 from shim.service.record import ContainerRecord, Facts
-from shim.service.recovery import MISSHAPEN, recover, remove_orphan
+from shim.service.recovery import MISSHAPEN, recover, remove_left
 from shim.service.stdio import ProcessStdio
 from shim.service.teller import Silence, Teller
 
@@ -67,6 +68,7 @@ class Tasks:
         # What is being created or removed; whoever wants the key waits.
         self._busy: dict[Key, _Work] = {}
         self._removals = asyncio.Semaphore(REMOVALS)
+        self._orphans: dict[Key, Orphan] = {}
         # Of creations that were taken back: until the call comes again, their clients must not
         # see an end.
         self._former: dict[Key, ProcessStdio] = {}
@@ -118,7 +120,9 @@ class Tasks:
         if (orphan := record.load_orphan()) is not None:
             home = Home(self._host, record, Silence(), Commands(self._host.keeper))
             facts = Facts.from_state(orphan["facts"])
-            self._occupy(_key_of(facts), 0, self._remove(home, remove_orphan(home)))
+            left = Orphan(home, facts, int(orphan["init"]["pid"]))
+            self._orphans[_key_of(facts)] = left
+            self._occupy(_key_of(facts), 0, self._remove(left))
         elif (state := record.load()) is not None:
             await self._recover_one(record, Facts.from_state(state["facts"]), held)
         else:
@@ -148,15 +152,21 @@ class Tasks:
         task.add_done_callback(lambda _: self._busy.pop(key))
         return task
 
-    async def _remove(self, home: Home, removal: Awaitable[None]) -> None:
+    async def _remove(self, orphan: Orphan) -> None:
         """What fails stays in its directory, for the next front to try again."""
-        async with self._removals:
-            try:
-                await removal
-            except (ShimError, OSError) as error:
-                _log.error("%s: not removed: %s", home.record.directory, error)
-            else:
-                home.record.destroy()
+        home = orphan.home
+        try:
+            if orphan.facts.created:
+                await orphan.clear()
+            async with self._removals:
+                await remove_left(home, orphan.facts)
+        except (ShimError, OSError) as error:
+            _log.error("%s: not removed: %s", home.record.directory, error)
+        else:
+            home.record.destroy()
+        finally:
+            orphan.cleared.set()
+            del self._orphans[_key_of(orphan.facts)]
 
     async def _finish_creating(
         self, key: Key, home: Home, rest: Awaitable[Container | None]
@@ -269,12 +279,18 @@ class Tasks:
         self._containers.pop(_key_of(container.facts), None)
         return ended
 
-    async def remove(self, address: str, namespace: str, id: str) -> Container | None:
+    async def remove(self, address: str, namespace: str, id: str) -> int | None:
         """Delete a container whatever its state, as a launcher's `delete` asks; None: it is gone.
 
-        Returns when nothing of it is left. Raises what `Container.delete` raises.
+        Its init's pid, when nothing of it is left; of a dead keeper's, no process and no mount:
+        containerd asks for all of them at once, and waits for five seconds. Raises what
+        `Container.delete` raises.
         """
         key = (address, namespace, id)
+        orphan = self._orphans.get(key)
+        if orphan is not None:
+            await orphan.cleared.wait()
+            return orphan.pid
         container = await self._settled(key)
         self._cut_former(key)
         if container is None:
@@ -284,7 +300,7 @@ class Tasks:
                 await kill_child(process.child)
         with contextlib.suppress(NotFound):
             await self._delete(container, lambda _: None)
-        return container
+        return container.init.pid
 
 
 def _key_of(facts: Facts) -> Key:
