@@ -26,6 +26,10 @@ class CorruptState(Exception):
     """A state file holds what this version of the shim has not written; names the file."""
 
 
+# What a state of another shape than the one that was written leads to.
+MISSHAPEN = (CorruptState, AttributeError, KeyError, TypeError, ValueError)
+
+
 class Store:
     """The state files in one directory, which is made (mode 0700) if it is not there.
 

@@ -28,7 +28,7 @@ from shim.service.record import ContainerRecord
 from shim.service.recovery import Recovered, recover, remove_orphan
 from shim.service.shim import Shim
 from shim.service.teller import LogTeller, Silence
-from shim.store import Store
+from shim.store import MISSHAPEN, Store
 
 # Seconds for calls under way when a shim ends: the answer to Exit among them.
 GRACE = 1.0
@@ -151,19 +151,32 @@ class Shims:
         return iter([served.shim for served in self._shims.values()])
 
     async def recover(self, held: Held) -> None:
-        """Go on with all that the keeper holds a listener of. Raises CorruptState, OSError."""
+        """Go on with all that the keeper holds a listener of, as far as it can be read.
+
+        Of another the listener is not claimed, and its directory stays. Raises OSError.
+        """
+        damaged = set()
         for key in self._store.names():
-            place = _place(self._store.read(key) or {})
-            if place.listener not in held.listeners:
-                self._store.remove(key)  # it was about to begin, or to end
-                continue
-            held.claimed.add(place.listener)
-            self._shims[key] = served = ServedShim(self._host, self._directory / key, place)
-            await served.begin(held)
-            self._host.later(self._until_exit(key, served))
+            try:
+                await self._recover_one(key, held)
+            except MISSHAPEN as error:
+                _log.error("the shim %s is not known any more: %r", key, error)
+                self._store.remove(key)
+                damaged.add(key)
         for directory in self._directory.iterdir():
-            if directory.is_dir() and directory.name not in self._shims:
+            if directory.is_dir() and directory.name not in {*self._shims, *damaged}:
                 self._removals[directory.name] = self._remove(directory)
+
+    async def _recover_one(self, key: str, held: Held) -> None:
+        place = _place(self._store.read(key) or {})
+        if place.listener not in held.listeners:
+            self._store.remove(key)  # it was about to begin, or to end
+            return
+        served = ServedShim(self._host, self._directory / key, place)
+        await served.begin(held)
+        held.claimed.add(place.listener)
+        self._shims[key] = served
+        self._host.later(self._until_exit(key, served))
 
     async def join(
         self, bundle: str, socket: int, own_socket: str, launcher: Launcher, request: int

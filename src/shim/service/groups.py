@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -21,12 +22,14 @@ from shim.errors import FailedPrecondition, ShimError
 from shim.keeper.client import Held, KeeperClient
 from shim.keeper.records import Flag
 from shim.model import Launcher
-from shim.store import Store
+from shim.store import MISSHAPEN, Store
 
 # Connections that wait to be accepted.
 BACKLOG = 1024
 # Seconds for whoever else listens at a group's path to take a connection.
 PROBE_LIMIT = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,26 @@ class Groups:
         return next((group for group in self if group.path == path), None)
 
     async def recover(self, held: Held) -> None:
-        """Take over what the keeper holds. A group that it does not hold was never made known."""
+        """Take over what the keeper holds. A group that it does not hold was never made known.
+
+        Of one whose file cannot be read, the listener is not claimed.
+        """
         for name in self._store.names():
-            state = self._store.read(name)
-            if state is None or int(name) not in held.listeners:
+            group = self._read(name)
+            if group is None or group.id not in held.listeners:
                 self._store.remove(name)
                 continue
-            held.claimed.add(int(name))
-            self._groups[int(name)] = _from_state(int(name), state)
-        for group in self:
-            await self._keeper.destination(group.destination, group.ttrpc)
+            held.claimed.add(group.id)
+            self._groups[group.id] = group
+        for destination, path in {group.destination: group.ttrpc for group in self}.items():
+            await self._keeper.destination(destination, path)
+
+    def _read(self, name: str) -> Group | None:
+        try:
+            return _from_state(int(name), self._store.read(name) or {})
+        except MISSHAPEN as error:
+            _log.error("the group %s is not known any more: %r", name, error)
+            return None
 
     async def open(self, group: Group) -> Group:
         """Listen on the group's path. Raises TakenElsewhere, FailedPrecondition, ResourceExhausted.

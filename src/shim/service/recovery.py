@@ -29,10 +29,7 @@ from shim.service.host import FILE_LIMIT, Home
 from shim.service.process import Process
 from shim.service.record import Facts
 from shim.service.transitions import Operation
-from shim.store import CorruptState
-
-# What a state of another shape than ours leads to.
-MISSHAPEN = (CorruptState, AttributeError, KeyError, TypeError, ValueError)
+from shim.store import MISSHAPEN
 
 _log = logging.getLogger(__name__)
 

@@ -28,9 +28,10 @@ from shim.service.groups import Group, Groups
 from shim.service.host import Home, Host
 from shim.service.orphan import Orphan
 from shim.service.record import ContainerRecord, Facts
-from shim.service.recovery import MISSHAPEN, recover, remove_left
+from shim.service.recovery import recover, remove_left
 from shim.service.stdio import ProcessStdio
 from shim.service.teller import Silence, Teller
+from shim.store import MISSHAPEN
 
 # Where containerd's runtimes keep their state, by namespace (contract: runtime-v2, 3.4).
 RUNTIME_ROOT = "/run/containerd/runc"
