@@ -21,6 +21,7 @@ cdef enum:
     MOST_DESTINATIONS = 256
     MOST_QUEUED = 65536          # events of one destination
     MOST_BYTES = 16 << 20        # of one destination's queue
+    OTHERS = 49152               # blocks that events leave to requests and answers: 24 MiB
     LAST_STREAM = 0xFFFFFFFD
     LENGTH = 4                   # bytes of the length before each event in a queue
     ATTEMPT_TIME = 5             # seconds for one event's answer
@@ -162,10 +163,11 @@ cdef inline int enqueue(Publisher *publisher, Destination *destination,
         return EMSGSIZE
     if destination.queued == MOST_QUEUED or destination.queue.size + LENGTH + size > MOST_BYTES:
         return ENOBUFS
+    # Many destinations that take nothing must leave callers room for requests and answers.
+    if blocks_for(LENGTH + size) + OTHERS > blocks_left(publisher.pool):
+        return ENOBUFS
     if parcel.memory < 0:
         # Into the last block's rest: many small events share a block.
-        if blocks_for(LENGTH + size) > blocks_left(publisher.pool):
-            return ENOBUFS
         chain_append(publisher.pool, &destination.queue, &size, LENGTH)
         chain_append(publisher.pool, &destination.queue, parcel.payload, size)
     else:
