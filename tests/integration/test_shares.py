@@ -7,6 +7,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any as Anything
 
@@ -122,11 +123,12 @@ def pairs(node: Node) -> list[str]:
     return [name for name in names(node.run_folder / "denseshim") if not name.startswith(".")]
 
 
-def keepers(node: Node) -> list[int]:
-    """One for each pair, oldest first."""
-    fronts = [pid for pid in sorted(node.processes()) if "-m shim.front" in command_of(pid)]
-    parents = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in fronts]
-    return [int(pid) for pid in parents]
+def keeper_of(node: Node, socket: Path) -> int:
+    """The keeper of the pair that has this group."""
+    records = (node.run_folder / "denseshim").glob("*/groups/*.json")
+    [pair] = [path.parent.parent.name for path in records if socket.name in path.read_text()]
+    [front] = [pid for pid in node.processes() if f"/{pair} " in command_of(pid)]
+    return int(Path(f"/proc/{front}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 TOPICS = [f"/tasks/{name}" for name in ("create", "start", "exit", "delete")]
@@ -171,9 +173,9 @@ def test_a_socket_that_comes_with_start_is_closed(
     """Neither the launcher nor the host takes descriptor 3 from today's containerd."""
     first, second = make_bundle("sleep", "1000"), make_bundle("sleep", "1000")
     with listening(tmp_path / "stray.sock") as stray:
-        take = lambda: os.dup2(stray.fileno(), 3)  # noqa: E731
+        given = {"close_fds": False, "preexec_fn": partial(os.dup2, stray.fileno(), 3)}
         for bundle in (first, second):  # by way of Python, which starts the host; and by the host
-            start(node, containerd, bundle, close_fds=False, preexec_fn=take)
+            start(node, containerd, bundle, **given)
         inode = f"socket:[{os.fstat(stray.fileno()).st_ino}]"
         for pid in node.processes():
             assert inode not in [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
@@ -243,7 +245,7 @@ def test_a_pod_of_its_own(
     assert [name.partition("-")[0] for name in pairs(node)] == ["apart", "apart"]
     for bundle in (first, second, other):
         live(sockets[bundle.id], bundle)
-    shared, alone = keepers(node)
+    shared, alone = (keeper_of(node, sockets[bundle.id]) for bundle in (first, other))
     end(node, containerd, sockets[first.id], first)
     assert is_alive(shared)
     end(node, containerd, sockets[other.id], other)
@@ -264,7 +266,7 @@ def test_a_container_of_its_own(
     assert len(set(sockets)) == len(pairs(node)) == 2
     for socket, bundle in zip(sockets, (first, second), strict=True):
         live(socket, bundle)
-    mine, others = keepers(node)
+    mine, others = (keeper_of(node, socket) for socket in sockets)
     os.kill(front_of(mine), signal.SIGKILL)
     end(node, containerd, sockets[0], first)
     wait_for_end(mine)
@@ -293,7 +295,7 @@ def test_a_cgroup_for_the_shim(
     options = packed("containerd.runc.v1.Options", runc.Options(shim_cgroup=cgroup))
     socket = start(node, containerd, bundle, options)
     live(socket, bundle)
-    [keeper] = keepers(node)
+    keeper = keeper_of(node, socket)
     assert f":{cgroup}\n" in Path(f"/proc/{keeper}/cgroup").read_text()
     assert pairs(node)[0].startswith("apart-")
     end(node, containerd, socket, bundle)
@@ -308,7 +310,7 @@ def test_a_containerd_that_is_to_be_killed_early(
     bundle = make_bundle("sleep", "1000")
     socket = start(node, containerd, bundle, before="echo 500 >/proc/self/oom_score_adj")
     live(socket, bundle)
-    [keeper] = keepers(node)
+    keeper = keeper_of(node, socket)
     assert Path(f"/proc/{keeper}/oom_score_adj").read_text() == "501\n"
     assert pairs(node)[0].startswith("apart-")
     end(node, containerd, socket, bundle)
@@ -328,7 +330,8 @@ def test_apart_beside_a_host(
     live(sockets[0], common)
     live(sockets[1], alone)
     assert len(pairs(node)) == 2
-    host, apart = node.keeper, next(pid for pid in keepers(node) if pid != node.keeper)
+    host, apart = (keeper_of(node, socket) for socket in sockets)
+    assert host == node.keeper
     end(node, containerd, sockets[1], alone)
     wait_for_end(apart)
     assert pairs(node) == [node.state.name]
@@ -343,7 +346,7 @@ def test_the_launchers_delete_alone_ends_a_pair_apart(
     bundle = make_bundle("sleep", "1000")
     socket = start(node, containerd, bundle, env={"DENSESHIM_SHARE": "container"})
     pid = live(socket, bundle)
-    [keeper] = keepers(node)
+    keeper = keeper_of(node, socket)
     done = node.launch(bundle.path, *words(containerd, bundle, "delete"), input=b"")
     assert (done.returncode, done.stderr) == (0, b"")
     deleted = task.DeleteResponse.FromString(done.stdout)
