@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,8 @@ def _make_way(path: Path) -> None:
 
 
 def _to_state(group: Group) -> dict[str, Any]:
-    state = asdict(group)
+    """All fields but the id. Nothing is copied: `asdict` would take longer than the file does."""
+    state = {**vars(group), "launcher": vars(group.launcher)}
     del state["id"]
     return state
 
