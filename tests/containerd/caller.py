@@ -40,12 +40,12 @@ class Answer:
 
 
 class TaskCaller(Caller):
-    """A connection to a group's socket, with the answers that came and were not asked for yet."""
+    """A connection to a socket of the shim's; `answered` are those that were not asked for yet."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._last = -1
-        self._answers: dict[int, Answer] = {}
+        self.answered: dict[int, Answer] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +64,11 @@ class TaskCaller(Caller):
 
     def answer(self, stream: int) -> Answer:
         """The answer on a stream; others that come before it are kept."""
-        while stream not in self._answers:
+        while stream not in self.answered:
             frame = self.receive()
-            assert frame.stream not in self._answers, "a second answer"
-            self._answers[frame.stream] = Answer.read(frame)
-        return self._answers.pop(stream)
+            assert frame.stream not in self.answered, "a second answer"
+            self.answered[frame.stream] = Answer.read(frame)
+        return self.answered.pop(stream)
 
     def call(
         self, method: str, message: Message | bytes, *, service: str = V2, timeout: float = 0
