@@ -48,10 +48,10 @@ class Containerd:
                 self._threads[-1].start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as stream:
-            with contextlib.suppress(ConnectionResetError):
-                while header := stream.read(HEADER.size):
-                    length, number, _, _ = HEADER.unpack(header)
-                    request = ttrpc_pb2.Request.FromString(stream.read(length))
-                    self.topics.append(ForwardRequest.FromString(request.payload).envelope.topic)
-                    connection.sendall(frame(b"", number))
+        reset = contextlib.suppress(ConnectionResetError)
+        with connection, connection.makefile("rb") as stream, reset:
+            while header := stream.read(HEADER.size):
+                length, number, _, _ = HEADER.unpack(header)
+                request = ttrpc_pb2.Request.FromString(stream.read(length))
+                self.topics.append(ForwardRequest.FromString(request.payload).envelope.topic)
+                connection.sendall(frame(b"", number))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tests.fakes.node import (
 from tests.integration.support import (
     Bundle,
     Reader,
+    Writer,
     children_of,
     exec_spec,
     front_of,
@@ -145,8 +147,8 @@ async def test_a_shim_of_the_host_serves_every_call(
     with Reader(request.stdio.stdout) as stdout:
         async with living(path, request) as container:
             shim = container.shim
-            with open(request.stdio.stdin, "w") as stdin:
-                stdin.write("it\n")
+            with Writer(request.stdio.stdin) as stdin:
+                await stdin.write(b"it\n")
             assert await stdout.until(b"\n") == b"got it\n"
             await shim.close_stdin(container.pid)
             other = await shim.exec(exec_spec("sh", "-c", "exit 7"), bundle.stdio("e"))
@@ -186,42 +188,55 @@ def cgroup() -> Iterator[str]:
         path.rmdir()
 
 
+# Stands before runc, and notes what it has got.
 SPY = """#!/bin/sh
-{{ umask; ulimit -n; cat /proc/self/cgroup; readlink /proc/self/ns/mnt; grep SigIgn /proc/self/status
-}} >{0}/seen.$$ && mv {0}/seen.$$ {0}/seen
+{{ umask; ulimit -n; cat /proc/self/cgroup; readlink /proc/self/ns/mnt
+grep SigIgn /proc/self/status; }} >{0}/seen.$$ && mv {0}/seen.$$ {0}/seen
 exec {1} "$@"
 """
 
 
+@pytest.fixture
+def spy(tmp_path: Path) -> Path:
+    """The program; what it has seen is beside its directory."""
+    path = tmp_path / "programs/denseshim-spy"
+    path.parent.mkdir()
+    path.write_text(SPY.format(tmp_path, shutil.which("runc")))
+    path.chmod(0o755)
+    return path
+
+
+def ignored_by(status: str) -> int:
+    """The signals that a process ignores, of its /proc/PID/status."""
+    return int(status.partition("SigIgn:")[2].split()[0], 16)
+
+
 async def test_the_runtime_gets_what_the_launcher_had(
-    node: Node, make_bundle: MakeBundle, tmp_path: Path, cgroup: str
+    node: Node, make_bundle: MakeBundle, tmp_path: Path, cgroup: str, spy: Path
 ) -> None:
     """The host has been started by another one, with other things."""
-    other = tmp_path / "other"
-    other.mkdir()
-    launched(node, other)
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    spy = programs / "denseshim-spy"
-    runc = subprocess.run(["which", "runc"], capture_output=True, text=True, check=True)
-    spy.write_text(SPY.format(tmp_path, runc.stdout.strip()))
-    spy.chmod(0o755)
-    bundle = make_bundle("sleep", "1000")
-    joins = "; ".join(
-        f"echo 0 >{path}/cgroup.procs" for path in Path("/sys/fs/cgroup").glob(f"**/{cgroup}")
+    other, bundle = make_bundle("true"), make_bundle("sleep", "1000")
+    launched(node, other.path)
+    joins = "".join(f"; echo $$ >{path}/cgroup.procs" for path in directories(cgroup))
+    env = {**os.environ, "PATH": f"{spy.parent}:{os.environ['PATH']}"}
+    path = launched(
+        node, bundle.path, before=f"umask 031; ulimit -n 1234; trap '' USR1 INT{joins}", env=env
     )
-    before = f"umask 031; ulimit -n 1234; trap '' USR1 INT; sh -c :; {joins.replace('echo 0', 'echo $$')}"
-    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    path = launched(node, bundle.path, before=before, env=env)
-    async with living(path, bundle.request(runtime="denseshim-spy")) as container:
-        umask, files, *memberships, namespace, ignored = (tmp_path / "seen").read_text().splitlines()
+    async with living(path, bundle.request(runtime=spy.name)) as container:
+        umask, files, *memberships, namespace, ignored = text(tmp_path / "seen").splitlines()
         assert (umask, files) == ("0031", "1234")
         assert sum(line.endswith(f":/{cgroup}") for line in memberships) >= 1
         assert namespace == f"mnt:[{node.mount_namespace}]"
-        assert int(ignored.split()[1], 16) == 0
-        status = Path(f"/proc/{container.pid}/status").read_text()
-        assert int(status.partition("SigIgn:")[2].split()[0], 16) == 0
-        await container.shim.delete()
+        assert ignored_by(ignored) == 0
+        assert ignored_by(text(Path(f"/proc/{container.pid}/status"))) == 0
+
+
+def directories(cgroup: str) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"**/{cgroup}"))
+
+
+def text(path: Path) -> str:
+    return path.read_text()
 
 
 async def test_mounts_are_the_hosts_and_go_at_delete(
@@ -233,7 +248,7 @@ async def test_mounts_are_the_hosts_and_go_at_delete(
     request = bundle.request(rootfs=[Mount("bind", str(rootfs), "", ("rbind",))])
     async with living(path, request) as container:
         assert target in node.mounts()
-        assert target not in Path("/proc/self/mountinfo").read_text()
+        assert target not in text(Path("/proc/self/mountinfo"))
         await container.shim.delete()
         assert target not in node.mounts()
 
@@ -327,7 +342,7 @@ async def test_a_launch_survives_the_front(node: Node, tmp_path: Path) -> None:
         os.kill(front, signal.SIGSTOP)
         with listening(bundle / "shim.sock") as listener:
             launcher = node.launch_2017(bundle, listener=listener)
-            await until(lambda: unanswered(keeper, launcher.pid), "the launcher's call")
+            await until(partial(unanswered, launcher.pid), "the launcher's call")
             os.kill(front, signal.SIGKILL)
             assert outcome(launcher) == (0, "")
         async with ShimClient(bundle / "shim.sock") as shim:
@@ -335,7 +350,7 @@ async def test_a_launch_survives_the_front(node: Node, tmp_path: Path) -> None:
     assert node.status()["containers"] == 6
 
 
-def unanswered(keeper: int, daemon: int) -> bool:
+def unanswered(daemon: int) -> bool:
     """Whether the launcher below `daemon` waits in recvfrom(2) or so for the host's answer."""
     for pid in (pid for child in children_of(daemon) for pid in [child, *children_of(child)]):
         with contextlib.suppress(OSError):
@@ -428,12 +443,10 @@ async def exit_at(path: Path) -> None:
         await shim.exit()
 
 
-def test_stop_leaves_nothing_of_an_empty_host(node: Node) -> None:
-    with pytest.raises(AssertionError):
-        node.status()
-    launcher = node.launch(Path("/"), "-info", input=b"")
-    assert launcher.returncode == 0
+def test_info_starts_no_host(node: Node) -> None:
+    assert node.launch(Path("/"), "-info", input=b"").returncode == 0
     assert not node.state.exists()
+    assert node.host("--status").returncode == 1
 
 
 async def test_the_front_dies_at_the_hosts_end(node: Node, tmp_path: Path) -> None:
