@@ -114,14 +114,15 @@ class Room:
         self.tasks.go_on()
         return held
 
-    def end(self) -> None:
+    async def end(self) -> None:
+        await asyncio.sleep(0)  # what is done when a command has ended, is done
         self.host.oom.close()
         self.host.pool.close()
         self.client.close()
 
     async def replace(self) -> None:
         """Let the front die at this moment."""
-        self.end()
+        await self.end()
         await asyncio.to_thread(self.keeper.replace_front, serves=False)
         await self.begin()
 
@@ -164,7 +165,7 @@ async def room(tmp_path: Path, keeper: Keeper) -> AsyncIterator[Room]:
     await made.begin()
     yield made
     await made.tasks.remove(made.group.address, made.group.namespace, "denseshim-box")
-    made.end()
+    await made.end()
 
 
 async def over(container: Container, exec_id: str = "") -> Exit:
@@ -332,6 +333,18 @@ async def test_the_init_s_exit_comes_after_a_failed_start_of_an_exec(room: Room)
     assert (await over(container)).status == 137
 
 
+async def test_killing_an_exec_resumes_nobody(room: Room) -> None:
+    """It dies once its container is resumed by whoever paused it; killing the init resumes."""
+    container = await room.running()
+    container.add_exec("e", SPEC, Stdio(), 3)
+    await container.start_exec("e", 4)
+    await container.pause(5)
+    await container.kill_named(signal.SIGKILL, "e", False, 6)
+    assert (container.facts.status, room.commands()[-1]) == (Status.PAUSED, "pause")
+    await container.kill_named(signal.SIGKILL, "", False, 7)
+    assert room.commands()[-1] == "resume"
+
+
 # -- exits
 
 
@@ -373,6 +386,14 @@ async def test_an_exit_is_told_although_a_start_s_outcome_cannot_be_found_out(ro
 def _intent_of(room: Room) -> dict[str, Any]:
     [spawn] = [child for child in room.client._children.values() if not child.exited.done()][-1:]
     return {"command": "start", "spawn": spawn.id, "request": 2}
+
+
+async def test_the_start_of_a_restored_container_may_come_again(room: Room) -> None:
+    container = await room.running()
+    container.facts.restored = True
+    for _ in range(2):
+        await container.start(8)
+    assert room.commands().count("start") == 1
 
 
 # -- deleting and creating
