@@ -69,6 +69,7 @@ class Tasks:
         # What is being created or removed; whoever wants the key waits.
         self._busy: dict[Key, _Work] = {}
         self._removals = asyncio.Semaphore(REMOVALS)
+        # They stay until somebody has asked for them: nothing else knows their pids then.
         self._orphans: dict[Key, Orphan] = {}
         # Of creations that were taken back: until the call comes again, their clients must not
         # see an end.
@@ -167,7 +168,6 @@ class Tasks:
             home.record.destroy()
         finally:
             orphan.cleared.set()
-            del self._orphans[_key_of(orphan.facts)]
 
     async def _finish_creating(
         self, key: Key, home: Home, rest: Awaitable[Container | None]
@@ -214,6 +214,7 @@ class Tasks:
             raise AlreadyExists(f"container {request.id} exists already")
         if there is not None:
             return there
+        self._orphans.pop(key, None)
         task = self._occupy(key, group.id, self._create(key, group, request, call))
         container: Container = await asyncio.shield(task)
         return container
@@ -291,6 +292,7 @@ class Tasks:
         orphan = self._orphans.get(key)
         if orphan is not None:
             await orphan.cleared.wait()
+            self._orphans.pop(key, None)
             return orphan.pid
         container = await self._settled(key)
         self._cut_former(key)
