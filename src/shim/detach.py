@@ -21,6 +21,7 @@ PROPERTIES: Final = (
     "Type=notify",
     "NotifyAccess=all",
     "KillMode=process",
+    "SendSIGKILL=no",
     "Delegate=yes",
     "OOMPolicy=continue",
     "TasksMax=infinity",

@@ -39,6 +39,7 @@ from shim.oom import OomWatcher
 from shim.service.container import Container
 from shim.service.groups import Groups
 from shim.service.host import Host
+from shim.service.inventory import check_records
 from shim.service.tasks import Tasks
 
 # The listener that the keeper was started with.
@@ -200,6 +201,12 @@ def _leave_cgroup(keeper: int) -> None:
     cgroup.leave(pairs.CGROUP, [keeper, *(int(pid) for pid in children)])
 
 
+async def check(directory: Path) -> None:
+    """Say which version this is, once it has read what another one has recorded."""
+    check_records(directory)
+    print(json.dumps({"version": shim.__version__, "package": str(PACKAGE)}))
+
+
 def main() -> None:
     """Parse what the launcher has put together, and serve."""
     parser = argparse.ArgumentParser()
@@ -208,10 +215,10 @@ def main() -> None:
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--debug", action="store_true")
-    parser.add_argument("--check", action="store_true", help="say what this version is")
+    parser.add_argument("--check", action="store_true", help="read the pair's records, and end")
     arguments = parser.parse_args()
     if arguments.check:
-        print(json.dumps({"version": shim.__version__, "package": str(PACKAGE)}))
+        asyncio.run(check(arguments.pair))
         return
     logging.raiseExceptions = False  # whoever reads stderr may be gone
     logging.basicConfig(

@@ -50,7 +50,8 @@ def task(containerd: Containerd, tmp_path: Path) -> Iterator[GrpcTask]:
     id, bundle = new_id(), tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "rootfs").mkdir()
-    (bundle / "config.json").write_text(json.dumps(spec(id, ["sleep", "1000"], rootfs=str(containerd.rootfs.path))))
+    config = spec(id, ["sleep", "1000"], rootfs=str(containerd.rootfs.path))
+    (bundle / "config.json").write_text(json.dumps(config))
     answer = launch(containerd, bundle, id)
     assert (answer.version, answer.protocol) == (3, "grpc")
     assert answer.address.startswith("/run/containerd/s/"), "a bare path"

@@ -161,7 +161,12 @@ def break_keeper(version: Version) -> None:
         library.write_bytes(b"no library")
 
 
-@pytest.mark.parametrize("damage", [break_front, break_syntax, break_keeper])
+def break_records(version: Version) -> None:
+    path = version.package / "service" / "record.py"
+    path.write_text(path.read_text().replace("namespace: str", "name_space: str"))
+
+
+@pytest.mark.parametrize("damage", [break_front, break_syntax, break_keeper, break_records])
 def test_a_version_that_cannot_be_loaded_changes_nothing(
     containerd: Containerd, sleeper: Container, version: Version, damage: Any
 ) -> None:

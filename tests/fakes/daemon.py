@@ -35,7 +35,8 @@ class Launched:
         self._listener.bind(str(self.socket))
         self._listener.listen(128)
         number = self._listener.fileno()
-        command = ["unshare", "--mount", "--propagation", "unchanged", str(SHIM), "--dedicated", *args]
+        own_mounts = ["unshare", "--mount", "--propagation", "unchanged"]
+        command = [*own_mounts, str(SHIM), "--dedicated", *args]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["bash", "-c", f'exec 3<&{number}-; exec "$@"', "launch", *command],

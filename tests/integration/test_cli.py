@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from shim.client import start_shim
-from shim.pair import STATE
 from shim.model import CreateRequest, Stdio
+from shim.pair import STATE
 
 DENSESHIM = Path(sys.executable).with_name("denseshim")
 SHIM = Path(sys.executable).with_name("containerd-shim-dense")

@@ -16,8 +16,8 @@ import pytest
 from shim.client import ShimClient
 from shim.errors import FailedPrecondition
 from shim.launch import state_directory
-from shim.pair import STATE
 from shim.model import Mount, Status
+from shim.pair import STATE
 from tests.fakes.daemon import SHIM, Launched, launched, living
 from tests.integration.support import PATIENCE, Bundle, front_of, is_alive, until
 
@@ -30,8 +30,9 @@ def end(shim: Launched) -> int:
 
 def run(bundle: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """The shim without a daemon; it must refuse."""
+    line = [SHIM, "--dedicated", *args]
     return subprocess.run(
-        [SHIM, "--dedicated", *args], cwd=bundle, capture_output=True, text=True, timeout=PATIENCE, check=False
+        line, cwd=bundle, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -87,7 +88,8 @@ def here() -> str:
 
 def test_the_root_is_made_a_slave_of_a_shared_one(tmp_path: Path) -> None:
     """As on hosts of systemd, where everything is shared at first."""
-    inner = f'mount --make-rshared /; exec unshare --mount --propagation unchanged {SHIM} --dedicated "$@"'
+    unshare = "unshare --mount --propagation unchanged"
+    inner = f'mount --make-rshared /; exec {unshare} {SHIM} --dedicated "$@"'
     path = tmp_path / "shim.sock"
     shim = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", f"{inner} & wait", "sh", "--socket", str(path)],

@@ -59,10 +59,14 @@ async def upgrade(
 
 
 async def _look_at(host: Host, python: str) -> Version:
-    """Load the whole of a version, its front and its keeper, in processes of their own."""
+    """Load the whole of a version, its front and its keeper, in processes of their own.
+
+    The front reads all records; the keeper says whether it reads the state of this one.
+    """
     if not python.startswith("/") or "\0" in python:
         raise InvalidArgument(f"{python!r} is not the absolute path of an interpreter")
-    found = _facts(await _run(host, [python, "-I", "-m", "shim.front", "--check"]))
+    front = [python, "-I", "-m", "shim.front", "--check", *sys.argv[1:]]
+    found = _facts(await _run(host, front))
     version = Version(python, Path(str(found.get("package"))), str(found.get("version")))
     await _run(host, [*version.keeper, "--check", str(_keeper.STATE)])
     return version

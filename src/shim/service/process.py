@@ -149,7 +149,7 @@ class Process:
         process.request = state["request"]
         if state["exit"] is not None:
             process.exit = Exit(*state["exit"])
-        if process.exit or state["failed"]:
+        if process.exit or state.get("failed"):
             process.end()
         process.announced = True
         return process
