@@ -154,6 +154,8 @@ class Calls:
             call.answer(task.result())
         elif isinstance(error, ShimError):
             raise error
+        elif isinstance(error, OSError):
+            raise ResourceExhausted(f"{request.method}: {error}") from error
         else:
             _log.error("%s failed", request.method, exc_info=error)
             self._keeper.respond(call.id, failure(INTERNAL, f"a defect in the shim: {error!r}"))

@@ -252,7 +252,7 @@ class HostService:
             try:
                 self._features[key] = await runtime.features()
             except RuntimeFailed:
-                self._features[key] = b""  # it is older than the command
+                return b""  # it is older than the command
         return self._features[key]
 
     # -- the pair

@@ -105,6 +105,7 @@ class Publisher:
         if event.type is EventType.CREATE:
             created = events.TaskCreate(container_id=event.id, pid=event.pid)
             created.MergeFrom(self._created)
+            self._created = events.TaskCreate()  # it is told once
             return created
         return _MESSAGES[event.type](event)
 

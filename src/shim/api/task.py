@@ -24,7 +24,7 @@ from shim.api.calls import Call, Method
 from shim.bootstrap.arguments import check_identifier
 from shim.bootstrap.options import decode, decode_checkpoint
 from shim.errors import InvalidArgument, NotFound
-from shim.model import CreateRequest, Exit, Mount, ProcessInfo, Status, Stdio
+from shim.model import CreateRequest, Exit, Mount, Status, Stdio
 from shim.service.container import Container
 from shim.service.groups import Group, Groups
 from shim.service.tasks import Tasks
@@ -186,8 +186,8 @@ class TaskService:
         return response
 
     async def pids(self, call: Call, request: task_pb2.PidsRequest) -> task_pb2.PidsResponse:
-        found = await self._find(call, request.id).processes()
-        return task_pb2.PidsResponse(processes=map(_process_to_pb, found))
+        found = await self._find(call, request.id).pids()
+        return task_pb2.PidsResponse(processes=[_process_to_pb(*one) for one in found])
 
     async def stats(self, call: Call, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
         container = self._find(call, request.id)
@@ -251,9 +251,9 @@ def _time(ended: Exit) -> Timestamp:
     return stamp
 
 
-def _process_to_pb(process: ProcessInfo) -> types_pb2.ProcessInfo:
-    message = types_pb2.ProcessInfo(pid=process.pid)
-    if process.exec_id:
-        details = runc_pb2.ProcessDetails(exec_id=process.exec_id)
+def _process_to_pb(pid: int, exec_id: str) -> types_pb2.ProcessInfo:
+    message = types_pb2.ProcessInfo(pid=pid)
+    if exec_id:
+        details = runc_pb2.ProcessDetails(exec_id=exec_id)
         message.info.CopyFrom(anys.pack(details, DETAILS))
     return message

@@ -190,14 +190,13 @@ async def undo(home: Home, facts: Facts, runtime: Runtime, killed: bool = False)
 
     killed: so may have been the runtime itself, with its own work half done.
     Accepts whatever is not there. Each step is tried whatever becomes of the others; then
-    raises what the last failing one has raised.
+    raises what the last failing one has raised, and the record stays for another attempt.
     """
     host = home.host
     rootfs = Path(facts.bundle) / "rootfs"
     unmount = partial(unmount_all, rootfs, facts.mounts)
     remove = partial(shutil.rmtree, runtime.work, ignore_errors=True)
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(home.record.clear)
         stack.callback(runtime.pid_file.unlink, missing_ok=True)
         if not runtime.work.is_symlink():  # containerd's own
             stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
@@ -206,6 +205,7 @@ async def undo(home: Home, facts: Facts, runtime: Runtime, killed: bool = False)
             stack.push_async_callback(
                 _delete, runtime.using(host.keeper.spawn), facts, killed
             )  # fmt: skip
+    home.record.clear()
 
 
 async def _delete(runtime: Runtime, facts: Facts, killed: bool) -> None:

@@ -70,13 +70,13 @@ async def kill_child(child: Child) -> None:
 
 @contextlib.asynccontextmanager
 async def _last_turn(container: Container) -> AsyncIterator[None]:
-    """The container's turn; a runtime command that keeps it is killed after KILL_LIMIT."""
+    """The container's turn; each runtime command that keeps it is killed after KILL_LIMIT."""
     turn = asyncio.ensure_future(container.turn.acquire())
     await asyncio.wait((turn,), timeout=KILL_LIMIT)
-    if not turn.done():
+    while not turn.done():
         _log.warning("container %s: killing a command that hangs", container.facts.id)
         await container.home.commands.kill()
-    await turn
+        await asyncio.wait((turn,), timeout=KILL_LIMIT)
     try:
         yield
     finally:

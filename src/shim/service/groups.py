@@ -129,9 +129,14 @@ class Groups:
                 await self._keeper.listen(group.id, listener.fileno(), flags)
             except (ShimError, OSError):
                 self._forget(group)
+                self._leave_destination(group)
                 raise
         self._groups[group.id] = group
-        await self.opened(group)
+        try:
+            await self.opened(group)
+        except (ShimError, OSError):
+            await self.close(group)
+            raise
         self._change.set()
         return group
 
@@ -140,11 +145,14 @@ class Groups:
         if self._groups.pop(group.id, None) is None:
             return
         self._forget(group)
-        if not any(other.destination == group.destination for other in self):
-            self._keeper.forget_destination(group.destination)
+        self._leave_destination(group)
         await self._keeper.unlisten(group.id)
         await self.closed(group)
         self._change.set()
+
+    def _leave_destination(self, group: Group) -> None:
+        if not any(other.destination == group.destination for other in self):
+            self._keeper.forget_destination(group.destination)
 
     def _forget(self, group: Group) -> None:
         Path(group.path).unlink(missing_ok=True)

@@ -93,6 +93,10 @@ class ContainerRecord:
         """What `save` has written, or None. Raises CorruptState."""
         return self._store.read(CONTAINER)
 
+    def exists(self) -> bool:
+        """Whether a container is recorded."""
+        return CONTAINER in self._store.names()
+
     def load_orphan(self) -> dict[str, Any] | None:
         """What the front of a dead keeper has written (see `shim.orphans`), or None."""
         return self._store.read(ORPHAN)

@@ -246,12 +246,12 @@ class Tasks:
         )
         try:
             container = await creation.run()
-        except OSError as error:
-            record.destroy()
+        except (ShimError, OSError) as error:
+            if not record.exists():  # it has been taken back wholly
+                record.destroy()
+            if isinstance(error, ShimError):
+                raise
             raise ResourceExhausted(f"cannot create {request.id}: {error}") from error
-        except ShimError:
-            record.destroy()
-            raise
         finally:
             self._cut_former(key)
         self._containers[key] = container
