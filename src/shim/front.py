@@ -193,6 +193,7 @@ def _remove_state(directory: Path, keeper: int) -> None:
     """Remove the directory, unless it is the next pair's already."""
     if pairs.is_locked_by(directory, keeper):
         pairs.dissolve(directory)
+    pairs.sweep(directory)
 
 
 def _leave_cgroup(keeper: int) -> None:

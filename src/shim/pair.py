@@ -142,6 +142,12 @@ def dissolve(directory: Path) -> bool:
         return ours
 
 
+def sweep(directory: Path) -> None:
+    """Remove what is left of a pair's directory by one who died while removing it."""
+    for gone in directory.parent.glob(f".{directory.name}-*"):
+        shutil.rmtree(gone, ignore_errors=True)  # another may be at it, too
+
+
 def is_locked_by(directory: Path, pid: int) -> bool:
     """Whether `pid` has this very directory's lock. Raises OSError when it is gone."""
     try:
