@@ -215,8 +215,24 @@ cdef void start_front(Keeper *k) noexcept nogil:
     close(pair[1])
 
 
+cdef void hear_last_words(Keeper *k) noexcept nogil:
+    """Do what a dead front has still asked for: it may have written down that it has.
+
+    Descriptors among it would otherwise be closed, and a client see the end of its FIFO.
+    """
+    cdef Parcel parcel
+    cdef int error
+    while k.channel.socket >= 0:
+        error = receive_parcel(k.channel.socket, &parcel, k.payload)
+        if error == EAGAIN or error == EPIPE or error == EBADF:
+            return
+        if error != ECONNRESET:
+            serve_parcel(k, &parcel, error)
+
+
 cdef void front_gone(Keeper *k) noexcept nogil:
     """Hang up on its clients, and start the next: at once, unless it never served."""
+    hear_last_words(k)
     k.asked_since = k.pinged_at = 0
     channel_detach(&k.channel)
     ttrpc_front_gone(&k.ttrpc, k.upgrade_due == FOREVER)
@@ -533,6 +549,17 @@ cdef bint is_spawn(Parcel *parcel) noexcept nogil:
             and parcel.size == 0)
 
 
+cdef void serve_parcel(Keeper *k, Parcel *parcel, int error) noexcept nogil:
+    """Do what a received packet asks for."""
+    if error:
+        answer(k, parcel, error)
+    elif is_spawn(parcel):
+        spawn(k, parcel)
+        discard(parcel)
+    else:
+        answer(k, parcel, perform(k, parcel))
+
+
 cdef void front_speaks(Keeper *k) noexcept nogil:
     """Serve a bounded number of requests, so that a busy front starves no stream."""
     cdef Parcel parcel
@@ -542,18 +569,14 @@ cdef void front_speaks(Keeper *k) noexcept nogil:
         error = receive_parcel(k.channel.socket, &parcel, k.payload)
         if error == EAGAIN:
             return
-        if error == EPIPE or error == ECONNRESET or error == EBADF:
+        if error == ECONNRESET:
+            continue    # it has died with something unread: told once, before what it has said
+        if error == EPIPE or error == EBADF:
             drop(&k.channel.socket)    # it is dying, or has closed it: either way it must go
             kill_front(k)
             return
         heard_of_front(k)
-        if error:
-            answer(k, &parcel, error)
-        elif is_spawn(&parcel):
-            spawn(k, &parcel)
-            discard(&parcel)
-        else:
-            answer(k, &parcel, perform(k, &parcel))
+        serve_parcel(k, &parcel, error)
         if k.channel.socket < 0:
             return
 

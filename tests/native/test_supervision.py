@@ -15,10 +15,12 @@ from tests.native.harness import PATIENCE, Front, Keeper, wait_until
 from tests.native.support import (
     cpu_ticks,
     is_gone,
+    is_readable,
     make_fifo,
     named_child,
     read_exactly,
     read_to_end,
+    status_field,
     wake_ups,
 )
 
@@ -29,6 +31,57 @@ def front_pid(keeper: Keeper, but: set[int] | None = None) -> int:
     """The pid of the keeper's present front."""
     (pid,) = keeper.children() - {named_child(keeper, SPAWNER)} - (but or set())
     return pid
+
+
+def halt(keeper: Keeper) -> None:
+    os.kill(keeper.pid, signal.SIGSTOP)
+    wait_until(lambda: status_field(keeper.pid, "State").startswith("T"), "the keeper to stop")
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("unread", [False, True])
+def test_the_last_words_of_a_front_count(
+    keeper: Keeper, tmp_path: Path, late: bool, unread: bool
+) -> None:
+    """Whether or not it has read what it was told; also when its death is heard of before them.
+
+    The client sees no end of the FIFO that is among them.
+    """
+    front, fifo = keeper.front, make_fifo(tmp_path)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    sink = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    hold = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    source, inner = os.pipe()
+    os.set_blocking(source, False)
+    pid = front_pid(keeper)
+    other = front.spawn(50, "/bin/sleep", "1000").pid
+    if unread:
+        front.tell(Record(Kind.PONG, serial=7))
+        assert is_readable(front.channel.fileno())
+    halt(keeper)
+    if late:  # who hears of one death looks for all
+        os.kill(other, signal.SIGKILL)
+        wait_until(lambda: is_gone(other), "the other's end")
+    front.tell(Record(Kind.RELAY, id=60, flags=Flag.OUTPUT | Flag.STAY), source, sink, hold)
+    for descriptor in (source, sink, hold):
+        os.close(descriptor)
+    front.close()
+    wait_until(lambda: is_gone(pid), "the front's end")
+    os.kill(keeper.pid, signal.SIGCONT)
+    front = keeper.front = keeper.next_front()
+    held = {record.id: record for record in front.snapshot()}
+    assert held[60] == Record(Kind.STREAM, id=60, flags=Flag.OUTPUT | Flag.STAY)
+    with pytest.raises(BlockingIOError):  # a writer is there
+        os.read(reading, 1)
+    os.write(inner, b"words")
+    os.close(inner)
+    assert front.ask(Kind.UNHOLD, id=60).error == 0
+    assert read_to_end(reading) == b"words"
+    os.close(reading)
+    assert bool(held[50].flags & Flag.GONE) is late
+    if not late:
+        assert front.ask(Kind.SIGNAL, id=50, number=signal.SIGKILL).error == 0
+        assert front.exited(50).status == 128 + signal.SIGKILL
 
 
 def test_the_next_front_finds_everything(keeper: Keeper, tmp_path: Path, tiny: str) -> None:
