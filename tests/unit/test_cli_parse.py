@@ -82,7 +82,7 @@ def test_every_command_explains_itself(name: str) -> None:
 
 def test_commands_are_those_of_the_service_run_and_the_host() -> None:
     names = "create start exec kill pause resume state ps events delete checkpoint restore pty"
-    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run", "host"}
+    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run", "host", "upgrade"}
 
 
 @pytest.mark.parametrize(
