@@ -285,6 +285,8 @@ def cgroup() -> Iterator[str]:
     path = (root if root.exists() else root.parent) / name
     path.mkdir()
     yield f"/{name}"
+    # The keeper's spawner and front end a moment after it.
+    wait_until(lambda: not (path / "cgroup.procs").read_text(), lambda: f"{name} is in use")
     path.rmdir()
 
 
