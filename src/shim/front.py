@@ -164,7 +164,8 @@ async def _end_empty(pair: Pair, apart: bool) -> None:
     if apart:
         await asyncio.wait((asyncio.ensure_future(pair.groups.changed()),), timeout=UNUSED_LIMIT)
         while not pair.idle or len(pair.groups):
-            await pair.groups.changed()
+            if await _is_asked(pair) and pair.idle:
+                break
         pair.end.set()
         return
     while True:
@@ -174,6 +175,21 @@ async def _end_empty(pair: Pair, apart: bool) -> None:
             pair.end.set()
             return
         _log.warning("asked to end, but there are containers: staying with them")
+
+
+async def _is_asked(pair: Pair) -> bool:
+    """Return when the groups have changed, or SIGTERM has come: which of them."""
+    asked_to_end = pair.host.keeper.asked_to_end
+    waits = [
+        asyncio.ensure_future(pair.groups.changed()),
+        asyncio.ensure_future(asked_to_end.wait()),
+    ]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    asked = asked_to_end.is_set()
+    asked_to_end.clear()
+    return asked
 
 
 async def _go(host: Host, directory: Path) -> NoReturn:

@@ -141,7 +141,7 @@ def _has_own_mounts() -> bool:
     """Whether whoever started this process made a mount namespace for it, as the daemon does."""
     try:
         return os.readlink("/proc/self/ns/mnt") != os.readlink(f"/proc/{os.getppid()}/ns/mnt")
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False  # the parent has ended, or is out of sight
 
 

@@ -229,10 +229,14 @@ class HostService:
         return group_key(annotations_of(config), id)
 
     async def _close_unused(self, path: str) -> None:
-        """The group of a container that was started and never created has no use."""
-        group = self._pair.groups.at(path)
-        if group is not None and not self._pair.tasks.uses(group):
-            await self._pair.groups.close(group)
+        """The group of a container that was started and never created has no use.
+
+        It may be in another directory than `path`, which containerd named then and not now.
+        """
+        name = Path(path).name
+        for group in list(self._pair.groups):
+            if Path(group.path).name == name and not self._pair.tasks.uses(group):
+                await self._pair.groups.close(group)
 
     async def _info(self, request: host_pb2.LaunchRequest) -> host_pb2.LaunchResponse:
         options = read_options(request.stdin)

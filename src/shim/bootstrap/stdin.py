@@ -28,8 +28,10 @@ def read_start(stdin: bytes, id: str, namespace: str) -> Start:
     params = _params(stdin, id, namespace)
     if params is None:
         return Start(options=read_options(stdin))
-    found = (extension.value for extension in params.extensions if is_options(extension.value))
-    return Start(options=next(found, None), params=params)
+    given = [extension.value for extension in params.extensions]
+    # Where none is of a type that we take, whoever reads the first one says so.
+    found = next(filter(is_options, given), given[0] if given else None)
+    return Start(options=found, params=params)
 
 
 def read_options(stdin: bytes) -> Any | None:

@@ -347,7 +347,8 @@ class Container:
         request: the call, which the keeper answers should the front die once it has sent the
         signal.
         """
-        _check_signal(number)
+        if number:  # 0 only asks whether it is there: kill(2)
+            _check_signal(number)
         if all and not exec_id:
             await self._kill_all(number)
         else:
