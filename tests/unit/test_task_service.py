@@ -74,7 +74,8 @@ class Container:
         self.did.append((exec_id, request))
         return self.exec.pid
 
-    async def forget_exec(self, process: Process) -> Exit:
+    async def forget_exec(self, process: Process, answer: Callable[[Exit], None]) -> Exit:
+        answer(process.exit or Exit(0, 0))
         self.did.append(process)
         return process.exit or Exit(0, 0)
 

@@ -104,11 +104,14 @@ class TaskService:
     async def delete(self, call: Call, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
         container = self._find(call, request.id)
         process = container.named(request.exec_id)
+
+        def answer(ended: Exit) -> None:
+            call.answer(_deleted(process.pid, ended))
+
         if request.exec_id:
-            return _deleted(process.pid, await container.forget_exec(process))
-        ended = await self._tasks.delete(
-            container, lambda ended: call.answer(_deleted(process.pid, ended))
-        )
+            ended = await container.forget_exec(process, answer)
+        else:
+            ended = await self._tasks.delete(container, answer)
         return _deleted(process.pid, ended)
 
     async def exec(self, call: Call, request: task_pb2.ExecProcessRequest) -> Empty:

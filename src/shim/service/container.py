@@ -383,16 +383,24 @@ class Container:
 
     # -- its end
 
-    async def forget_exec(self, process: Process) -> Exit:
-        """Delete of an exec: drain what it wrote, then forget it. Raises NotFound,
-        FailedPrecondition while it lives."""
+    async def forget_exec(
+        self, process: Process, answer: Callable[[Exit], None] = lambda _: None
+    ) -> Exit:
+        """Delete of an exec: drain what it wrote, then forget it.
+
+        `answer` is called with its exit before it is forgotten: a call that the next front gets
+        again must not find that there is no such exec. Raises NotFound, FailedPrecondition while
+        it lives.
+        """
         if process.alive:
             raise FailedPrecondition(
                 f"cannot delete process {process.pid}: it is running; kill it first"
             )
         await process.stdio.drain(f"exec {process.pid} of container {self.facts.id}")
+        ended = process.exit or Exit(0, 0)
+        answer(ended)
         self.execs.forget(process)
-        return process.exit or Exit(0, 0)
+        return ended
 
     async def delete(self, answer: Callable[[Exit], None] = lambda _: None) -> Exit:
         """Kill what is left, deliver its output, free everything; how the init process ended.
