@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from shim.keeper.packet import ROOM, check_size, receive, send
@@ -71,17 +72,9 @@ class Channel:
         ValueError when the payload is too long.
         """
         check_size(payload)
-        future: asyncio.Future[Record] = self._loop.create_future()
-        record = replace(record, serial=next(self._serials))
-        self._waiting[record.serial] = future
-        self._send(_Unsent(record, payload, descriptors, future))
-        try:
-            reply = await future
-        finally:
-            self._waiting.pop(record.serial, None)
-        if reply.error:
-            raise OSError(reply.error, f"{Kind(record.kind).name}: {os.strerror(reply.error)}")
-        return reply
+        with self._expecting(record) as (record, future):
+            self._send(_Unsent(record, payload, descriptors, future))
+            return _accepted(await future)
 
     async def ask_through(
         self, record: Record, send_from: Callable[[int, bytes], Awaitable[None]]
@@ -90,17 +83,20 @@ class Channel:
 
         It may do so from another thread: the kernel takes whole packets.
         """
+        with self._expecting(record) as (record, future):
+            await send_from(self._socket.fileno(), record.pack())
+            return _accepted(await future)
+
+    @contextlib.contextmanager
+    def _expecting(self, record: Record) -> Iterator[tuple[Record, asyncio.Future[Record]]]:
+        """The request with a serial of its own, and the future of its reply, within the block."""
         future: asyncio.Future[Record] = self._loop.create_future()
         record = replace(record, serial=next(self._serials))
         self._waiting[record.serial] = future
         try:
-            await send_from(self._socket.fileno(), record.pack())
-            reply = await future
+            yield record, future
         finally:
             self._waiting.pop(record.serial, None)
-        if reply.error:
-            raise OSError(reply.error, f"{Kind(record.kind).name}: {os.strerror(reply.error)}")
-        return reply
 
     def _send(self, unsent: _Unsent) -> None:
         self._unsent.append(unsent)
@@ -156,3 +152,10 @@ class Channel:
     def _gone(self) -> None:
         self.close()
         self._lost()
+
+
+def _accepted(reply: Record) -> Record:
+    """The reply. Raises OSError when it is a refusal."""
+    if reply.error:
+        raise OSError(reply.error, f"{Kind(reply.kind).name}: {os.strerror(reply.error)}")
+    return reply
