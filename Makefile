@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install demo test test-sanitize fuzz lint bench-relay proto clean dev system
+.PHONY: install demo test test-sanitize fuzz lint bench bench-proto bench-relay proto clean dev system
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,21 @@ test-sanitize: dev system
 
 fuzz: dev
 	PYTHON=$(PY) ./scripts/fuzz run
+
+# What `python -m benchmarks` takes: `make bench BENCH=--quick`.
+BENCH :=
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install --quiet --editable '.[bench]'
+	touch $@
+
+bench: $(VENV)/.bench system
+	./scripts/prepare bench
+	$(PY) -m benchmarks run $(BENCH)
+
+bench-proto: dev
+	$(PY) -m grpc_tools.protoc -Ibenchmarks --python_out=benchmarks/_pb \
+	    --pyi_out=benchmarks/_pb containerd.proto
 
 bench-relay: install
 	$(PY) -m benchmarks.bench_relay

@@ -1,0 +1,106 @@
+"""python -m benchmarks: measures this project side by side with what people run today."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks.choice import Unknown, choose_systems, choose_workloads, extra_systems
+from benchmarks.load import add_pump
+from benchmarks.machine import machine
+from benchmarks.place import PREFIX
+from benchmarks.plots import draw
+from benchmarks.progress import Display, show
+from benchmarks.report import markdown
+from benchmarks.run import Run
+from benchmarks.runner import Runner, count
+from shim.oci.busybox import make_rootfs
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_PROGRAM = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Benchmarks of container shims; without a command: run."""
+    if context.invoked_subcommand is None:
+        context.invoke(run)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Small sizes: under 3 minutes.")
+@click.option("--out", type=_FOLDER, default=Path("build/benchmarks"), show_default=True)
+@click.option("--workload", "names", multiple=True, help="Only these. Repeatable.")
+@click.option("--system", "only", multiple=True, help="Only these. Repeatable.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of every workload.")
+@click.option("--containerd", type=_PROGRAM, multiple=True, help="Another containerd.")
+@click.option("--shim", multiple=True, metavar="NAME=PATH", help="Another v2 shim.")
+def run(
+    quick: bool = False,
+    out: Path = Path("build/benchmarks"),
+    names: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    rounds: int | None = None,
+    containerd: tuple[Path, ...] = (),
+    shim: tuple[str, ...] = (),
+) -> None:
+    """Measure, and write run.json, results.md and plots to --out.
+
+    Exits with 1 when anything has failed; a claim that is missed is no failure.
+    """
+    if os.geteuid() != 0:
+        raise click.ClickException("containers need root: run this with sudo")
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-") as name:
+        folder = Path(name)
+        try:
+            extra = extra_systems(folder, containerd, shim)
+            systems = choose_systems(only, extra)
+            workloads = choose_workloads(names, quick, rounds)
+        except Unknown as error:
+            raise click.ClickException(str(error)) from None
+        make_rootfs(folder / "rootfs")
+        add_pump(folder / "rootfs")
+        made = Run(machine(), {each.name: each.title for each in systems}, quick)
+        began = time.monotonic()
+        with Display(console, count(workloads, systems)) as display:
+            try:
+                Runner(folder, folder / "rootfs", display.begin).run(made, workloads, systems)
+            finally:
+                made.seconds = time.monotonic() - began
+                made.save(out)
+    _write(made, out)
+    show(console, made)
+    sys.exit(1 if made.failures() else 0)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+def report(folder: Path) -> None:
+    """Make results.md and the plots of FOLDER anew from its run.json."""
+    _write(_load(folder), folder)
+
+
+def _write(made: Run, folder: Path) -> None:
+    (folder / "results.md").write_text(markdown(made))
+    draw(made, folder)
+
+
+def _load(folder: Path) -> Run:
+    try:
+        return Run.load(folder)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
