@@ -13,6 +13,7 @@ from shim.metadata.values import Container
 from shim.service.bundle import check_id
 
 _LABEL_LIMIT = 4096  # bytes of a label's key and value together
+_NAME_LIMIT = 4096  # bytes of the names of an image and of a runtime
 _FIELDS = ("labels", "image", "runtime", "spec", "rootfs")
 _LABEL = "labels."
 
@@ -103,6 +104,9 @@ def _check_fields(connection: sqlite3.Connection, container: Container) -> None:
             raise InvalidArgument("a label has no key")
         if len(key.encode()) + len(value.encode()) > _LABEL_LIMIT:
             raise InvalidArgument(f"the label {key[:100]!r} has more than {_LABEL_LIMIT} bytes")
+    for name in (container.image, container.runtime):
+        if len(name.encode()) > _NAME_LIMIT:
+            raise InvalidArgument(f"the name {name[:100]!r} has more than {_NAME_LIMIT} bytes")
     if container.rootfs:
         snapshots.stat(connection, container.rootfs)
 

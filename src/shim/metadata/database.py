@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from shim.store import CorruptState
 
 _BUSY_SECONDS = 5.0
 _WAL_LIMIT = 4 << 20  # bytes that the log may keep once it is written back
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -29,7 +30,7 @@ class Database:
     """
 
     def __init__(self, path: Path) -> None:
-        os.close(os.open(path, _FLAGS, 0o600))
+        _make(path)
         self._path = path
         self._lock = threading.Lock()
         with _answers(path):
@@ -68,9 +69,10 @@ class Database:
         """What is wrong with the file, in SQLite's words; empty when it is sound."""
         with self.reading() as connection:
             found = [text for (text,) in connection.execute("PRAGMA integrity_check")]
+            if found != ["ok"]:
+                return found
             broken = connection.execute("PRAGMA foreign_key_check").fetchall()
-        problems = [] if found == ["ok"] else found
-        return problems + [
+        return [
             f"row {row} of {table} refers to a row of {parent} that is not there"
             for table, row, parent, _ in broken
         ]
@@ -123,6 +125,16 @@ class Database:
                 f"{len(MIGRATIONS)}: use the newer one"
             )
         return int(version)
+
+
+def _make(path: Path) -> None:
+    """SQLite would make the file open to others, and follow a link."""
+    try:
+        os.close(os.open(path, _FLAGS, 0o600))
+    except FileExistsError:
+        # It is not opened here: closing it would drop the locks of a connection beside this one.
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise CorruptState(f"{path} is not a file") from None
 
 
 @contextmanager

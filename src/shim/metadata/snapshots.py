@@ -120,6 +120,7 @@ def add_image(
     unused: list[int] = []
     above: int | None = None
     for layer in layers[:-1]:
+        check_key(layer.key)
         shared = _shared(connection, layer.key, above)
         if shared is None:
             _check_new(connection, layer.key)
@@ -174,7 +175,8 @@ def free_orphans(connection: sqlite3.Connection, present: Collection[int], newes
     freed: list[int] = []
     # What goes may have been the last to use another one that is missing.
     while unused := [n for n in missing.difference(freed) if _is_unused(connection, n)]:
-        freed += _free(connection, unused[0])
+        for number in unused:
+            freed += _free(connection, number)
     kept = known.keys() - set(freed)
     return Orphans(
         directories=tuple(sorted(n for n in present if n <= newest and n not in kept)),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from shim.errors import FailedPrecondition, InvalidArgument
-from shim.metadata import containers, filters, snapshots
+from shim.metadata import containers, snapshots
 from shim.metadata.database import Database
+from shim.metadata.filters import Filter
 from shim.metadata.values import Container, Layer, Orphans, Snapshot
 
 
@@ -59,11 +60,14 @@ class Store:
             return containers.get(connection, id)
 
     def list_containers(self, filter: str = "") -> list[Container]:
-        """Those that match, by id. Raises InvalidArgument for the filter."""
-        chosen = filters.parse(filter)
+        """Those that match, by id.
+
+        Raises InvalidArgument for the filter; ResourceExhausted for one that takes too long.
+        """
+        chosen = Filter(filter)
         with self._database.reading() as connection:
             found = containers.list_all(connection)
-        return [container for container in found if chosen(container)]
+        return chosen.select(found)
 
     def update_container(self, container: Container, mask: Sequence[str] = ()) -> Container:
         """Change the fields that `mask` names, or all, and return what is recorded then.

@@ -60,8 +60,9 @@ class Orphans:
     """What dead processes have left, as a start-up pass finds it.
 
     `directories`: nothing refers to them; they may be removed. `forgotten`: the keys whose
-    directory was not there and that nothing used; their records are gone. `damaged`: the keys
-    whose directory is not there although something uses them.
+    directory was not there and that nothing used, and what was kept for them alone; their
+    records are gone. `damaged`: the keys whose directory is not there although something uses
+    them.
     """
 
     directories: tuple[int, ...]
