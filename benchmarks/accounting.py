@@ -53,6 +53,18 @@ def _switches(pid: int) -> int:
     return found
 
 
+def command_of(pid: int) -> list[str]:
+    """A process's command line; [] when it is gone."""
+    with contextlib.suppress(*_GONE):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return []
+
+
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent. Raises FileNotFoundError, ProcessLookupError."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @dataclass(frozen=True)
 class _Mapping:
     file: str  # "" for what is no file's

@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 
 from benchmarks.api import Api
-from benchmarks.place import Place
+from benchmarks.place import Place, go
 from benchmarks.waiting import PATIENCE, until
 
 _CONFIG: Final = """
@@ -46,6 +46,7 @@ class Daemon:
         text = _CONFIG.format(folder=place.folder, address=self.address)
         place.outside(self._config).write_text(text)
         self._log = place.outside(place.folder / "containerd.log")
+        self._prepared: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -54,10 +55,17 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    def prepare(self) -> None:
+        """Do before `start` what is no part of containerd's own start."""
+        command = [self._program, "--config", str(self._config)]
+        self._prepared = self._place.prepare(command, self._log, self._environment)
+
     def start(self) -> Api:
         """Start it; a connection, once it answers. Raises NotInTime, ChildProcessError."""
-        command = [self._program, "--config", str(self._config)]
-        self._process = self._place.start(command, self._log, self._environment)
+        if self._prepared is None:
+            self.prepare()
+        assert self._prepared is not None
+        self._process, self._prepared = go(self._prepared), None
         socket = self._place.outside(self.address)
         until(lambda: self._has_ended() or socket.exists(), "containerd's socket")
         api = Api(socket)

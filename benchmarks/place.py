@@ -29,10 +29,17 @@ PREFIX: Final = "denseshim-bench"
 CONTAINERS: Final = "containers"
 _PARTS: Final = ("daemon", "clients", CONTAINERS)
 _HERE: Final = Path(__file__).parent
-_ENTER: Final = (
-    "for file in /sys/fs/cgroup/$0/cgroup.procs /sys/fs/cgroup/*/$0/cgroup.procs; do "
-    '[ -e "$file" ] && echo $$ >"$file"; done; exec "$@"'
-)
+# PART LOG PROGRAM [ARGUMENT...]: enters a part, and waits for the end of its input.
+_ENTER: Final = """
+for file in /sys/fs/cgroup/$1/cgroup.procs /sys/fs/cgroup/*/$1/cgroup.procs; do
+    [ -e "$file" ] && echo $$ >"$file"
+done
+log=$2
+shift 2
+echo ready
+read -r line
+exec "$@" </dev/null >>"$log" 2>&1
+"""
 _numbers = itertools.count()
 
 Step = list[str] | dict[str, str]
@@ -113,18 +120,29 @@ class Place:
         part: str = "daemon",
     ) -> subprocess.Popen[bytes]:
         """Start a program in a part of the place; what it says is in `log`, a path outside."""
-        with log.open("ab") as file:
-            return subprocess.Popen(
-                [
-                    *("nsenter", "--target", str(self.agent_pid), "--mount", "--cgroup"),
-                    *("sh", "-c", _ENTER, part, *command),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=environment,
-                start_new_session=True,
-            )
+        return go(self.prepare(command, log, environment, part))
+
+    def prepare(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        part: str = "daemon",
+    ) -> subprocess.Popen[bytes]:
+        """As `start`, but the program itself begins with `go`: entering a cgroup takes its time."""
+        process = subprocess.Popen(
+            [
+                *("nsenter", "--target", str(self.agent_pid), "--mount", "--cgroup"),
+                *("sh", "-c", _ENTER, "sh", part, str(log), *command),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
 
     def close(self) -> None:
         """Kill all that runs here, and remove the cgroups and the directory."""
@@ -141,3 +159,12 @@ class Place:
                 os.kill(pid, signal.SIGKILL)
         self._agent.poll()
         return not pids
+
+
+def go(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """Let a prepared program begin."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    return process

@@ -42,6 +42,7 @@ def number(value: float) -> str:
     """With three digits that count, and no more."""
     if not math.isfinite(value):
         return str(value)
+    value = round(value, 6)
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -68,10 +69,10 @@ def _claims(run: Run) -> str:
 def _verdict(run: Run, record: Record, verdict: Verdict) -> list[str]:
     claim = verdict.claim
     unit = next((row.unit for row in record.figures if row.name == claim.figure), "")
-    is_ratio = claim.kind in (Kind.RATIO, Kind.BEYOND)
+    suffix = " ×" if claim.kind in (Kind.RATIO, Kind.BEYOND) else f" {unit}".rstrip()
     return [
-        f"≤ {number(claim.most)}" + (" ×" if is_ratio else f" {unit}".rstrip()),
-        figure(verdict.found) if verdict.found else "–",
+        f"≤ {number(claim.most)}{suffix}",
+        f"{figure(verdict.found)}{suffix}" if verdict.found else "–",
         run.systems.get(verdict.baseline, verdict.baseline) or "–",
         f"{figure(verdict.floor)} {unit}".rstrip() if verdict.floor else "–",
         _MET[verdict.met],

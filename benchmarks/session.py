@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +26,12 @@ class Container:
     def __init__(self, session: Session, id: str) -> None:
         self._session = session
         self.id = id
+        self.pid = 0  # its init process's, from `create` on
 
     def create(self, **streams: Any) -> int:
         """Create the task (Api.create); its pid."""
-        return self._session.api.create(self.id, **streams)
+        self.pid = self._session.api.create(self.id, **streams)
+        return self.pid
 
     def start(self) -> int:
         return self._session.api.start(self.id)
@@ -113,10 +116,14 @@ class Session:
         """An exec's configuration."""
         return process(args)
 
-    def restart(self) -> None:
-        """Stop containerd, and start it again; returns when it answers."""
+    def stop(self) -> None:
+        """Stop containerd, and prepare the next one; containers live on."""
         self.api.close()
         self.daemon.stop()
+        self.daemon.prepare()
+
+    def start(self) -> None:
+        """Start a stopped containerd again; returns when it answers."""
         self.api = self.daemon.start()
 
     def life(self) -> list[Step]:
@@ -162,3 +169,16 @@ class Crowd:
             del self.containers[count:]
             for _ in pool.map(lambda each: each.remove(), surplus):
                 pass
+
+    def bury(self, containers: Iterable[Container]) -> None:
+        """Delete containers that have ended, several at once."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(Container.finish, containers):
+                pass
+
+    def take(self, count: int) -> list[Container]:
+        """These belong to the crowd no more, and are started if need be."""
+        self.resize(max(count, len(self.containers)))
+        taken = self.containers[:count]
+        del self.containers[:count]
+        return [each for each in taken if isinstance(each, Container)]

@@ -62,6 +62,10 @@ class System:
         container.start()
         return container
 
+    def keeper(self, session: Session) -> set[int]:
+        """The one process that no container can do without; empty: the system has none such."""
+        return set()
+
     def life(self, session: Session) -> list[Step]:
         """The commands of one container's life, from nothing to nothing."""
         address = ["--address", str(session.daemon.address), "--namespace", "containers"]

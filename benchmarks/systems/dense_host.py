@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from benchmarks.accounting import command_of, parent_of
 from benchmarks.systems.base import Can, System
+
+if TYPE_CHECKING:
+    from benchmarks.session import Session
+
+_FRONT: Final = "shim.front"
 
 
 class DenseHost(System):
@@ -17,3 +24,7 @@ class DenseHost(System):
     runtime = "io.containerd.dense.v2"
     programs = ("containerd", "runc", "ctr")
     folders = (Path(sys.executable).parent,)
+
+    def keeper(self, session: Session) -> set[int]:
+        """The fronts' parent."""
+        return {parent_of(pid) for pid in session.shims() if _FRONT in command_of(pid)}
