@@ -26,7 +26,7 @@ from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collec
                      forget_serials, process_add, process_exited, process_free, reaper_open,
                      release, signal_process, spawn_started, track)
 from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, relay_finish,
-                    relay_forget, relay_resize, relay_run, relay_timers, relay_unhold)
+                    relay_forget, relay_resize, relay_run, relay_settle, relay_timers, relay_unhold)
 from spawner cimport CANNOT_EXECUTE, is_command, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
                      relay_add, relay_open)
@@ -68,6 +68,7 @@ cdef enum:
     KILL_AFTER = 10              # seconds without an answer before it is replaced
     DELAY_FIRST = 100            # milliseconds before a front that never served is started again
     DELAY_LAST = 5000
+    WORDS_TIME = 1               # seconds for what a dead front has sent, or a process of its
     STOP_TIME = 2                # seconds for the last bytes of connections
     UPGRADE_TIME = 5             # seconds for the front to die and for spawns to be answered
 
@@ -94,6 +95,7 @@ cdef struct Keeper:
     Publisher publisher
     uint64_t now
     uint64_t front_due           # when to start a front; FOREVER: one runs
+    uint64_t words_due           # how long to hear what a dead front has sent; FOREVER: it lives
     uint64_t front_delay
     bint front_served            # the present front has said READY
     bint asked_to_end            # by SIGTERM; each new front is told, too
@@ -215,24 +217,20 @@ cdef void start_front(Keeper *k) noexcept nogil:
     close(pair[1])
 
 
-cdef void hear_last_words(Keeper *k) noexcept nogil:
-    """Do what a dead front has still asked for: it may have written down that it has.
+cdef void front_died(Keeper *k) noexcept nogil:
+    """Do what it has still asked for, until its channel is at its end; then it is gone.
 
-    Descriptors among it would otherwise be closed, and a client see the end of its FIFO.
+    It may have written down that it has asked. Descriptors among it would otherwise be closed,
+    and a client see the end of its FIFO: a process that opens one may outlive it for a moment.
     """
-    cdef Parcel parcel
-    cdef int error
-    while k.channel.socket >= 0:
-        error = receive_parcel(k.channel.socket, &parcel, k.payload)
-        if error == EAGAIN or error == EPIPE or error == EBADF:
-            return
-        if error != ECONNRESET:
-            serve_parcel(k, &parcel, error)
+    k.words_due = k.now + <uint64_t>WORDS_TIME * SECOND
+    if k.channel.socket < 0:
+        front_gone(k)
 
 
 cdef void front_gone(Keeper *k) noexcept nogil:
     """Hang up on its clients, and start the next: at once, unless it never served."""
-    hear_last_words(k)
+    k.words_due = FOREVER
     k.asked_since = k.pinged_at = 0
     channel_detach(&k.channel)
     ttrpc_front_gone(&k.ttrpc, k.upgrade_due == FOREVER)
@@ -265,6 +263,11 @@ cdef uint64_t watch_front(Keeper *k) noexcept nogil:
     cdef Record ping
     if k.stop_due != FOREVER:
         return FOREVER
+    if k.words_due <= k.now:
+        front_gone(k)
+        return k.now
+    if k.words_due != FOREVER:
+        return min(k.words_due, k.upgrade_due)
     if k.upgrade_due != FOREVER:
         return k.upgrade_due
     if k.front_due <= k.now:
@@ -309,7 +312,7 @@ cdef void report_exits(Keeper *k) noexcept nogil:
         expect_answer(k)
     k.reaper.news_count = 0
     if lost_front:
-        front_gone(k)
+        front_died(k)
 
 
 cdef void report_ends(Keeper *k) noexcept nogil:
@@ -461,7 +464,7 @@ cdef int send_signal(Keeper *k, Record *asked) noexcept nogil:
 cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
     """Become the next version once the front is gone and nothing is being spawned."""
     cdef Program program
-    if k.stop_due != FOREVER:
+    if k.stop_due != FOREVER or k.upgrade_due != FOREVER:
         return EBUSY
     if parcel.count != 2 or not is_command(parcel.descriptors[1]):
         return EINVAL
@@ -470,7 +473,7 @@ cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
     k.next_program = take(parcel, 0)
     k.next_command = take(parcel, 1)
     k.upgrade_due = k.now + <uint64_t>UPGRADE_TIME * SECOND
-    drop(&k.channel.socket)
+    kill_front(k)                # what it has sent, or sends yet, is done first
     return 0
 
 
@@ -500,6 +503,8 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return begin_relay(k, parcel)
     if kind == wire.UNHOLD:
         return relay_unhold(&k.relay, asked.id)
+    if kind == wire.SETTLE:
+        return relay_settle(&k.relay, asked.id)
     if kind == wire.FINISH:
         return relay_finish(&k.relay, asked.id)
     if kind == wire.CUT:
@@ -574,6 +579,8 @@ cdef void front_speaks(Keeper *k) noexcept nogil:
         if error == EPIPE or error == EBADF:
             drop(&k.channel.socket)    # it is dying, or has closed it: either way it must go
             kill_front(k)
+            if k.words_due != FOREVER:
+                front_gone(k)
             return
         heard_of_front(k)
         serve_parcel(k, &parcel, error)
@@ -643,9 +650,9 @@ cdef void execute(Keeper *k, Writer *writer) noexcept nogil:
 cdef void try_upgrade(Keeper *k) noexcept nogil:
     """Become the next version, or, when it takes too long or cannot be, go on as this one."""
     cdef Writer writer
-    cdef bint waits = map_find(&k.reaper.ids, FRONT_ID) != NONE or is_spawning(k)
+    cdef bint waits = (map_find(&k.reaper.ids, FRONT_ID) != NONE or k.words_due != FOREVER
+                       or is_spawning(k))
     if waits and k.now < k.upgrade_due:
-        kill_front(k)
         return
     if not waits:
         if save(k, &writer) == 0:
@@ -746,7 +753,7 @@ cdef void note_traffic(Keeper *k) noexcept nogil:
     elif k.relay.asked:
         expect_answer(k)
     k.relay.asked = k.relay.answered = False
-    if k.front_served and ttrpc_deliver(&k.ttrpc):
+    if k.front_served and k.words_due == FOREVER and ttrpc_deliver(&k.ttrpc):
         expect_answer(k)
 
 
@@ -850,7 +857,7 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget, int errors) noexcept nogil:
     cdef uint32_t most
     memset(k, 0, sizeof(Keeper))
     k.front_due = 0
-    k.stop_due = k.upgrade_due = FOREVER
+    k.stop_due = k.upgrade_due = k.words_due = FOREVER
     k.next_program = k.next_command = -1
     k.pipe_budget = pipe_budget
     if getrlimit(RLIMIT_NOFILE, &k.files) < 0 or prctl(PR_SET_CHILD_SUBREAPER, 1) < 0:

@@ -231,6 +231,11 @@ cdef inline bint stays(Stream *stream) noexcept nogil:
     return stream.flags & STAY and not stream.finishing and not stream.error
 
 
+cdef inline bint is_closed_yet(Stream *stream) noexcept nogil:
+    """Whether nothing may be read yet: an input whose reader may not be there."""
+    return stream.flags & STAY and stream.flags & INPUT
+
+
 # ---- what the keeper calls
 
 cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
@@ -271,6 +276,8 @@ cdef inline void relay_event(Relay *relay, uint64_t tag, uint32_t slot, uint32_t
     stream = &relay.streams[slot]
     if stream.generation & 0xFFFFFF != generation or stream.flags & GONE or stream.where == LINGER:
         return
+    if is_closed_yet(stream):
+        return                   # SETTLE looks at both ends
     if tag == SINK_TAG:
         stream.blocked = False
     elif events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR):
@@ -320,16 +327,23 @@ cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
 
 
 cdef inline int relay_unhold(Relay *relay, uint64_t id) noexcept nogil:
-    """Close the write end that keeps a client's FIFO from its end (CloseStdin); of an output,
-    let its source's end be its own, which may have come."""
+    """Close the write end that keeps a client's FIFO from its end (CloseStdin)."""
+    cdef uint32_t slot = map_find(&relay.ids, id)
+    if slot == NONE:
+        return ESRCH
+    if relay.streams[slot].flags & INPUT:
+        drop(&relay.streams[slot].hold)
+    return 0
+
+
+cdef inline int relay_settle(Relay *relay, uint64_t id) noexcept nogil:
+    """Let an output's source have its end, which may have come; read an input."""
     cdef uint32_t slot = map_find(&relay.ids, id)
     cdef Stream *stream
     if slot == NONE:
         return ESRCH
     stream = &relay.streams[slot]
-    if stream.flags & INPUT:
-        drop(&stream.hold)
-    elif stream.flags & STAY:
+    if stream.flags & STAY:
         stream.flags &= ~STAY
         if not stream.flags & GONE and stream.where == NOWHERE:
             enter(relay, slot, RUN)

@@ -61,45 +61,78 @@ ffibuilder.set_source(
         return syscall(SYS_move_mount, tree, "", AT_FDCWD, path, flags);
     }
 
-    /* Open both ends of a FIFO and send them away, after `source`, with a record. Were we killed
-       between the one and the other, the FIFO's reader would see an end that is none: hence
-       nothing else happens in between. */
-    static int ds_send_fifo(int channel, const void *record, size_t size, int source, int fifo)
+    /* A packet of the channel: `record`, with three descriptors, two of them a FIFO's ends. */
+    struct ds_parcel {
+        int channel, other, fifo, input, error;
+        const void *record;
+        size_t size;
+    };
+
+    static int ds_send_three(const struct ds_parcel *parcel, const int *passed)
     {
-        char path[32];
         union { char bytes[CMSG_SPACE(3 * sizeof(int))]; struct cmsghdr align; } control = {{0}};
-        struct iovec vector = {(void *)record, size};
+        struct iovec vector = {(void *)parcel->record, parcel->size};
         struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
-        struct pollfd writable = {.fd = channel, .events = POLLOUT};
+        struct pollfd writable = {.fd = parcel->channel, .events = POLLOUT};
         struct cmsghdr *header;
-        int passed[3] = {source, -1, -1};
-        int error = 0;
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", fifo);
         message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_LEN(sizeof(passed));
+        message.msg_controllen = CMSG_LEN(3 * sizeof(int));
         header = CMSG_FIRSTHDR(&message);
         header->cmsg_level = SOL_SOCKET;
         header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(passed));
-        /* The reader first: without one, a non-blocking open for writing fails (fifo(7)). */
-        passed[2] = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-        if (passed[2] >= 0)
-            passed[1] = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-        memcpy(CMSG_DATA(header), passed, sizeof(passed));
-        if (passed[1] < 0)
-            error = errno;
-        while (!error && sendmsg(channel, &message, MSG_NOSIGNAL) < 0) {
+        header->cmsg_len = CMSG_LEN(3 * sizeof(int));
+        memcpy(CMSG_DATA(header), passed, 3 * sizeof(int));
+        while (sendmsg(parcel->channel, &message, MSG_NOSIGNAL) < 0) {
             if (errno == EAGAIN)
                 poll(&writable, 1, -1);
             else if (errno != EINTR)
-                error = errno;
+                return errno;
         }
-        if (passed[1] >= 0)
-            close(passed[1]);
-        if (passed[2] >= 0)
-            close(passed[2]);
-        errno = error;
-        return error ? -1 : 0;
+        return 0;
+    }
+
+    /* Runs in a process of its own, whose descriptors end with it; the memory is the caller's. */
+    static int ds_open_and_send(void *argument)
+    {
+        struct ds_parcel *parcel = argument;
+        char path[32];
+        int reading, writing;
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", parcel->fifo);
+        /* The reader first: without one, a non-blocking open for writing fails (fifo(7)). */
+        reading = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        writing = reading < 0 ? -1 : open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+        if (writing < 0) {
+            parcel->error = errno;
+        } else {
+            int output[3] = {parcel->other, writing, reading};
+            int input[3] = {reading, parcel->other, writing};
+            parcel->error = ds_send_three(parcel, parcel->input ? input : output);
+        }
+        return 0;
+    }
+
+    /* Open both ends of a FIFO and send them away with a record, beside `other`: its source, or
+       with `input` its sink. Were we killed between the one and the other, the FIFO's client, whom
+       the opening has woken, would see an end that is none. Hence a process of its own does it,
+       which is not killed with us: as after vfork(2), it has our memory, and we wait for it. */
+    static int ds_send_fifo(int channel, const void *record, size_t size, int other, int fifo,
+                            int input)
+    {
+        struct ds_parcel parcel = {channel, other, fifo, input, ECHILD, record, size};
+        _Alignas(16) char stack[32768];
+        sigset_t every, before;
+        int error = 0;
+        pid_t pid;
+        sigfillset(&every);    /* no handler of ours runs in it */
+        pthread_sigmask(SIG_SETMASK, &every, &before);
+        pid = clone(ds_open_and_send, stack + sizeof(stack), CLONE_VM | CLONE_VFORK, &parcel);
+        if (pid < 0)
+            error = errno;
+        while (pid > 0 && waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
+            ;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        errno = error ? error : parcel.error;
+        return errno ? -1 : 0;
     }
 
     static int ds_make_core_cookie(void)
@@ -185,7 +218,8 @@ ffibuilder.cdef(
     int umount2(const char *target, int flags);
     int unshare(int flags);
     int setns(int fd, int nstype);
-    int ds_send_fifo(int channel, const void *record, size_t size, int source, int fifo);
+    int ds_send_fifo(int channel, const void *record, size_t size, int other, int fifo,
+                     int input);
     int inotify_init1(int flags);
     int inotify_add_watch(int fd, const char *path, uint32_t mask);
     int inotify_rm_watch(int fd, int watch);

@@ -16,7 +16,7 @@ cdef enum:
     SIGNAL = 6       # send signal `number` to process `id`; with `owner`, once it is sent, request
                      # `owner` has begun, with the empty answer
     RELAY = 7        # copy a stream as `id`; descriptors: source, sink and, with OUTPUT or INPUT, hold
-    UNHOLD = 8       # close the hold of stream `id`, an input; of an output: STAY no longer
+    UNHOLD = 8       # close the hold of stream `id`, an input
     FINISH = 9       # end stream `id` when nothing more is there to read now
     CUT = 10         # end stream `id` at once
     RESIZE = 11      # the window of terminal stream `id`: number = rows << 16 | columns
@@ -24,6 +24,7 @@ cdef enum:
     READY = 13       # the front serves
     STOP = 14        # all is done: deliver what is under way, and end
     PONG = 15
+    SETTLE = 16      # stream `id` is to STAY no longer
     LISTEN = 30      # hold a listening socket as listener `id`; flags FRAMES, DOOR
     UNLISTEN = 31    # close listener `id`; its connections stay
     REPLAYABLE = 32  # request `id` has had no effect: it may be given to any number of fronts
@@ -53,8 +54,9 @@ cdef enum:
 cdef enum:
     OUTPUT = 1       # RELAY: the hold is a read end of the sink, kept until the stream's end
     INPUT = 2        # RELAY: the hold is a write end of the source, kept until UNHOLD
-    STAY = 128       # RELAY: with OUTPUT, the source's end is none until UNHOLD: whoever has it
-                     # open may be about to be started, and the sink's reader must not see an end
+    STAY = 128       # RELAY, until SETTLE, while the process at the other end may not be there:
+                     # with OUTPUT the source's end is none, and the sink's reader sees no end;
+                     # with INPUT nothing is read, and the source's writer sees no end
     GONE = 4         # snapshot: ended already, waits for FORGET
     SPAWNED = 8      # snapshot: a spawn that has not been released
     FRAMES = 32      # LISTEN: callers speak ttrpc to the keeper; without: they are relayed, see SERVE

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
@@ -22,15 +22,15 @@ from shim.errors import InvalidArgument, ResourceExhausted
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
-class OutputFifo(NamedTuple):
-    """A FIFO to write a stream to: `sink` for writing, `hold` for reading; both non-blocking."""
+class OutputPipe(NamedTuple):
+    """A pipe to write a stream to: `sink` for writing, `hold` for reading; `sink` never blocks."""
 
     sink: int
     hold: int
 
 
 class FoundFifo(NamedTuple):
-    """A FIFO to write a stream to, not opened yet: an O_PATH descriptor (open(2))."""
+    """A client's FIFO, not opened yet: an O_PATH descriptor (open(2))."""
 
     path: int
 
@@ -39,13 +39,6 @@ class OutputFile(NamedTuple):
     """A regular file to append a stream to; `sink` is non-blocking, as the relay asks for."""
 
     sink: int
-
-
-class InputFifo(NamedTuple):
-    """A FIFO to read a stream from: `source` for reading, `hold` for writing; non-blocking."""
-
-    source: int
-    hold: int
 
 
 class Pipe(NamedTuple):
@@ -161,31 +154,25 @@ def close_all(descriptors: Iterable[int]) -> None:
             stack.callback(os.close, descriptor)
 
 
-def find_output(path: str) -> FoundFifo:
-    """Find the client's FIFO for stdout or stderr, without opening it; the caller owns it.
+def find_fifo(path: str) -> FoundFifo:
+    """Find a client's FIFO, without opening it; the caller owns it.
 
     Raises InvalidArgument for what is not the absolute path of a FIFO, ResourceExhausted when
     descriptors have run out.
     """
-    (found,) = _open(path, {stat.S_IFIFO: ()})
-    return FoundFifo(found)
-
-
-def check_input(path: str) -> None:
-    """Look whether a client's FIFO for stdin is there. Raises as above."""
-    os.close(find_output(path).path)
-
-
-def open_input(path: str) -> InputFifo:
-    """Open the client's FIFO for stdin; the caller owns both descriptors. Raises as above."""
-    source, hold = _open(path, {stat.S_IFIFO: _BOTH_ENDS})
-    return InputFifo(source, hold)
+    return FoundFifo(_find(path, (stat.S_IFIFO,)))
 
 
 def open_sink(path: str) -> FoundFifo | OutputFile:
     """Find the FIFO, or open the regular file, that is there for stdout or stderr; as above."""
-    (sink,) = _open(path, {stat.S_IFIFO: (), stat.S_IFREG: (_APPEND,)})
-    return OutputFile(sink) if stat.S_ISREG(os.fstat(sink).st_mode) else FoundFifo(sink)
+    with Descriptors() as descriptors:
+        found = descriptors.own(_find(path, (stat.S_IFIFO, stat.S_IFREG)))
+        if stat.S_ISFIFO(os.fstat(found).st_mode):
+            return FoundFifo(descriptors.take(found))
+        try:
+            return OutputFile(os.open(f"/proc/self/fd/{found}", _APPEND))
+        except OSError as error:
+            _refuse(f"open the stdio path {path!r}", error)
 
 
 def open_file(path: str) -> OutputFile:
@@ -197,7 +184,7 @@ def open_file(path: str) -> OutputFile:
     with Descriptors() as descriptors:
         try:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            flags = _APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = _APPEND | os.O_CREAT | os.O_NOCTTY
             sink = descriptors.own(os.open(path, flags, 0o644))
             _check_type(sink, path, (stat.S_IFREG,))
         except OSError as error:
@@ -234,27 +221,21 @@ def pipe_between_children(owner: tuple[int, int] | None = None) -> Link:
         return Link(*(descriptors.take(end) for end in ends))
 
 
-# The read end first: a non-blocking open for writing fails while there is no reader (fifo(7)).
-_BOTH_ENDS = (os.O_RDONLY, os.O_WRONLY)
-_APPEND = os.O_WRONLY | os.O_APPEND
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
 _TYPES = {stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a regular file"}
 
 
-def _open(path: str, modes: Mapping[int, tuple[int, ...]]) -> list[int]:
-    """Open what is at `path` once for each of the modes that its type has in `modes`.
-
-    Without any, the result is an O_PATH descriptor of it. A symbolic link is not followed.
-    """
+def _find(path: str, types: Collection[int]) -> int:
+    """An O_PATH descriptor of what is at `path`. A symbolic link is not followed."""
     _check_path(path)
     with Descriptors() as descriptors:
         try:
             # O_PATH has no effect on what it opens: a device or a busy FIFO stays untouched.
             found = descriptors.own(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
-            type = _check_type(found, path, modes)
-            opened = [descriptors.own(_reopen(found, mode)) for mode in modes[type]] or [found]
+            _check_type(found, path, types)
         except OSError as error:
             _refuse(f"open the stdio path {path!r}", error)
-        return [descriptors.take(descriptor) for descriptor in opened]
+        return descriptors.take(found)
 
 
 def _check_path(path: str) -> None:
@@ -262,17 +243,11 @@ def _check_path(path: str) -> None:
         raise InvalidArgument(f"the stdio path {path!r} is not an absolute path")
 
 
-def _check_type(descriptor: int, path: str, allowed: Collection[int]) -> int:
-    """The type of file, as stat.S_IFMT gives it. Raises InvalidArgument unless it is allowed."""
-    type = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if type not in allowed:
+def _check_type(descriptor: int, path: str, allowed: Collection[int]) -> None:
+    """Raises InvalidArgument unless its type of file, as stat.S_IFMT gives it, is allowed."""
+    if stat.S_IFMT(os.fstat(descriptor).st_mode) not in allowed:
         wanted = " or ".join(_TYPES[type] for type in allowed)
         raise InvalidArgument(f"the stdio path {path!r} is not {wanted}")
-    return type
-
-
-def _reopen(descriptor: int, mode: int) -> int:
-    return os.open(f"/proc/self/fd/{descriptor}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse(what: str, error: OSError) -> NoReturn:

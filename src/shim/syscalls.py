@@ -74,14 +74,17 @@ def enter_mounts(process: int) -> None:
         os.close(namespace)
 
 
-def send_fifo(channel: int, record: bytes, source: int, fifo: int) -> None:
-    """Send `record` over the socket `channel` with `source` and both ends of a FIFO.
+def send_fifo(channel: int, record: bytes, other: int, fifo: int, *, input: bool) -> None:
+    """Send `record` over the socket `channel` with a stream's three ends, two of them a FIFO's.
 
-    fifo: an O_PATH descriptor of it, whose two ends are opened for this and closed again; nobody
-    who dies in between lets the FIFO's reader see its end. May block in the FIFO's file system.
-    Borrows all descriptors. Raises OSError.
+    fifo: an O_PATH descriptor of it, whose two ends are opened for this. They follow `other`, the
+    stream's source, as sink and hold; with `input` the order is source, `other`, hold. The FIFO's
+    client sees no end even if the caller is killed meanwhile: a process of its own, with the
+    caller's descriptors, does it. May block in the FIFO's file system. Borrows all descriptors.
+    Raises OSError.
     """
-    _check(lib.ds_send_fifo(channel, record, len(record), source, fifo), "send", "a FIFO")
+    size = len(record)
+    _check(lib.ds_send_fifo(channel, record, size, other, fifo, input), "send", "a FIFO")
 
 
 def unshare_directory() -> None:

@@ -281,14 +281,17 @@ def test_delete_tells_the_exit_status(containerd: Containerd) -> None:
     containerd.do("containers", "rm", container.id)
 
 
+def _commands(container: Container) -> set[bytes]:
+    """What its processes run; one that is being started is the runtime still."""
+    return {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in container.pids()}
+
+
 def test_ps_shows_every_process(sleeper: Container) -> None:
     """As the host knows it."""
     line = sleeper.exec_line("sleep", "1003")
     with client(line) as running:
-        pids = until(lambda: of_size(2, sleeper.pids()), "the exec")
-        commands = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-        assert commands == {b"sleep\x001000\0", b"sleep\x001003\0"}
-        (pid,) = pids - {sleeper.pid}
+        until(lambda: _commands(sleeper) == {b"sleep\x001000\0", b"sleep\x001003\0"}, "the exec")
+        (pid,) = sleeper.pids() - {sleeper.pid}
         signal.pidfd_send_signal(pidfd := os.pidfd_open(pid), signal.SIGTERM)
         os.close(pidfd)
         assert running.wait(PATIENCE) == 143

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.containerd.containerd import Container, Containerd, Result
-from tests.containerd.support import is_alive, new_id, until
+from tests.containerd.gate import Gate
+from tests.containerd.support import PATIENCE, client, is_alive, new_id, until
 
 LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 EXEC = ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
@@ -44,6 +45,23 @@ def test_pause_and_resume_are_told(containerd: Containerd) -> None:
         container.remove()
         seen = [e.topic for e in events.wait_for(container.id, "/tasks/delete")]
     assert seen == [*LIFE[:2], "/tasks/paused", "/tasks/resumed", *LIFE[2:]]
+
+
+def test_oom_is_told_after_the_start(containerd: Containerd, tmp_path: Path) -> None:
+    """Programs are killed, and that is known, before the runtime has come back from its start."""
+    gate, id = Gate(tmp_path, "start", "after"), new_id()
+    hog = ("sh", "-c", "for i in 1 2 3; do dd if=/dev/zero of=/dev/null bs=100M; done; exit 3")
+    options = ["--rm", "--memory-limit", "16000000", *gate.options]
+    with containerd.events() as events, client(containerd.run_line(id, *hog, options=options)) as c:
+        gate.reached()
+        pid = Container(containerd, id).pid
+        until(lambda: not is_alive(pid), "the kills")
+        assert Container(containerd, id).pid == pid  # a call that comes after the news of it
+        gate.open()
+        c.communicate(timeout=PATIENCE)
+        assert c.returncode == 3
+        seen = [e.topic for e in events.wait_for(id, "/tasks/delete")]
+    assert seen == [*LIFE[:2], "/tasks/oom", *LIFE[2:]]
 
 
 def test_the_shortest_lives(containerd: Containerd) -> None:

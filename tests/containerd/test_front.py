@@ -143,11 +143,6 @@ def disconnected(containerd: Containerd) -> list[str]:
     return [line for line in containerd.log.splitlines() if "shim disconnected" in line]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    raises=AssertionError,
-    reason="known defect: the output of an exec under way is sometimes lost (NOTES.md)",
-)
 def test_a_crowd_lives_while_fronts_die(own_containerd: Containerd) -> None:
     """Fifty run at once, each of which writes, is exec'd into, and ends."""
     containerd, host = own_containerd, Host(own_containerd)

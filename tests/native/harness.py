@@ -161,13 +161,13 @@ class Front:
         assert self.relay(id, source, sink, hold, Flag.OUTPUT | flags).error == 0
         return inner
 
-    def input(self, id: int, fifo: Path) -> int:
+    def input(self, id: int, fifo: Path, flags: int = 0) -> int:
         """Relay a client's FIFO to a new pipe as the shim does for stdin; the pipe's read end."""
         inner, sink = os.pipe()
         os.set_blocking(sink, False)
         source = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        assert self.relay(id, source, sink, hold, Flag.INPUT).error == 0
+        assert self.relay(id, source, sink, hold, Flag.INPUT | flags).error == 0
         return inner
 
 
@@ -229,8 +229,8 @@ class Keeper:
         self.front.tell(Record(Kind.UPGRADE), *memories)
         for memory in memories:
             os.close(memory)
-        old, self.front = self.front, self.next_front()
-        old.close()
+        self.front.close()
+        self.front = self.next_front()
         return self.front
 
     def replace_front(self, serves: bool = True) -> Front:

@@ -315,7 +315,7 @@ def test_an_end_is_told_once(front: Front, tmp_path: Path) -> None:
     os.close(inner)
     ended = front.report(Kind.ENDED, 50)
     assert (ended.moved, ended.error) == (5, 0)
-    for kind in (Kind.FINISH, Kind.CUT, Kind.UNHOLD):
+    for kind in (Kind.FINISH, Kind.CUT, Kind.UNHOLD, Kind.SETTLE):
         assert front.ask(kind, id=50).error == 0
     (held,) = front.snapshot()
     assert (held.kind, held.id, held.moved) == (Kind.STREAM, 50, 5)
@@ -443,7 +443,7 @@ def test_a_client_that_reads_at_the_worst_moment(
         close_all(reading, *([inner] if end == "finish" else []))
 
 
-# ---- outputs that stay
+# ---- streams that stay
 
 
 def staying(front: Front, fifo: Path, data: bytes) -> int:
@@ -477,13 +477,13 @@ def test_an_output_that_stays_outlives_its_source(
         pass
     assert wake_ups(keeper.pid) - before <= 10
     assert [record.kind for record in front.reports] == []
-    assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert front.ask(Kind.SETTLE, id=50).error == 0
     assert read_to_end(reading) == b""
     assert front.report(Kind.ENDED, 50).moved == 3
     os.close(reading)
 
 
-@pytest.mark.parametrize("kind", [Kind.UNHOLD, Kind.FINISH, Kind.CUT])
+@pytest.mark.parametrize("kind", [Kind.SETTLE, Kind.FINISH, Kind.CUT])
 def test_an_output_that_stays_can_be_ended(front: Front, tmp_path: Path, kind: Kind) -> None:
     reading = staying(front, make_fifo(tmp_path), b"all")
     assert read_exactly(reading, 3) == b"all"
@@ -495,7 +495,7 @@ def test_an_output_that_stays_can_be_ended(front: Front, tmp_path: Path, kind: K
     os.close(reading)
 
 
-@pytest.mark.parametrize("kind", [Kind.UNHOLD, Kind.FINISH])
+@pytest.mark.parametrize("kind", [Kind.SETTLE, Kind.FINISH])
 def test_what_an_ended_source_has_left_comes_before_the_end(
     front: Front, tmp_path: Path, kind: Kind
 ) -> None:
@@ -525,25 +525,95 @@ def test_an_output_stays_for_the_next_front(keeper: Keeper, tmp_path: Path) -> N
     (record,) = front.snapshot()
     assert (record.kind, record.id, record.flags & Flag.GONE) == (Kind.STREAM, 50, 0)
     assert not has_ended(reading)
-    assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert front.ask(Kind.SETTLE, id=50).error == 0
     assert read_to_end(reading) == b""
     assert front.report(Kind.ENDED, 50).moved == 3
     os.close(reading)
 
 
 def test_an_output_that_was_let_go_ends_with_its_source(front: Front, tmp_path: Path) -> None:
-    """UNHOLD before the end, and again: as if it had never stayed."""
+    """SETTLE before the end, and again: as if it had never stayed."""
     fifo = make_fifo(tmp_path)
     inner = front.output(50, fifo, Flag.STAY)
     reading = open_reader(fifo)
     for _ in range(2):
-        assert front.ask(Kind.UNHOLD, id=50).error == 0
+        assert front.ask(Kind.SETTLE, id=50).error == 0
     assert not has_ended(reading)
     os.write(inner, b"all")
     os.close(inner)
     assert read_to_end(reading) == b"all"
     assert front.report(Kind.ENDED, 50).moved == 3
     os.close(reading)
+
+
+def test_an_input_that_stays_is_not_read(keeper: Keeper, front: Front, tmp_path: Path) -> None:
+    """Its client writes before the process is there, and goes; nobody wakes up for it."""
+    fifo = make_fifo(tmp_path)
+    inner = front.input(50, fifo, Flag.STAY)
+    writing = open_writer(fifo)
+    os.write(writing, b"all")
+    os.close(writing)
+    before = wake_ups(keeper.pid)
+    with a_while(front):
+        pass
+    assert wake_ups(keeper.pid) - before <= 10
+    assert queued(inner) == 0
+    assert front.ask(Kind.SETTLE, id=50).error == 0
+    assert read_exactly(inner, 3) == b"all"
+    assert front.ask(Kind.UNHOLD, id=50).error == 0
+    assert read_to_end(inner) == b""
+    assert front.report(Kind.ENDED, 50).moved == 3
+    os.close(inner)
+
+
+@pytest.mark.parametrize("unhold", ["before", "after"])
+def test_an_input_that_stays_ends_when_it_is_read(
+    front: Front, tmp_path: Path, unhold: str
+) -> None:
+    """Its end may come before the process, too."""
+    fifo = make_fifo(tmp_path)
+    inner = front.input(50, fifo, Flag.STAY)
+    writing = open_writer(fifo)
+    os.write(writing, b"all")
+    os.close(writing)
+    kinds = [Kind.UNHOLD, Kind.SETTLE]
+    for kind in kinds if unhold == "before" else reversed(kinds):
+        assert front.ask(kind, id=50).error == 0
+    assert read_to_end(inner) == b"all"
+    assert front.report(Kind.ENDED, 50).moved == 3
+    os.close(inner)
+
+
+def test_an_input_that_stays_outlives_its_reader(front: Front, tmp_path: Path) -> None:
+    """The front that was to start the process is dead: the client can write on, to the next."""
+    fifo = make_fifo(tmp_path)
+    inner = front.input(50, fifo, Flag.STAY)
+    os.close(inner)
+    writing = open_writer(fifo)
+    os.write(writing, b"all")
+    with a_while(front):
+        pass
+    assert [record.kind for record in front.reports] == []
+    other = front.input(51, fifo, Flag.STAY)  # the next front's
+    assert front.ask(Kind.CUT, id=50).error == 0
+    assert front.ask(Kind.SETTLE, id=51).error == 0
+    assert read_exactly(other, 3) == b"all"
+    os.write(writing, b" of it")
+    assert read_exactly(other, 6) == b" of it"
+    close_all(writing, other)
+    assert front.report(Kind.ENDED, 50).moved == 0
+
+
+def test_an_input_that_nobody_reads_ends_when_it_no_longer_stays(
+    front: Front, tmp_path: Path
+) -> None:
+    fifo = make_fifo(tmp_path)
+    os.close(front.input(50, fifo, Flag.STAY))
+    writing = open_writer(fifo)
+    os.write(writing, b"all")
+    assert front.ask(Kind.SETTLE, id=50).error == 0
+    assert front.report(Kind.ENDED, 50).error == errno.EPIPE
+    os.close(writing)
 
 
 # ---- what an idle keeper does

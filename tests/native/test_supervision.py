@@ -75,7 +75,7 @@ def test_the_last_words_of_a_front_count(
         os.read(reading, 1)
     os.write(inner, b"words")
     os.close(inner)
-    assert front.ask(Kind.UNHOLD, id=60).error == 0
+    assert front.ask(Kind.SETTLE, id=60).error == 0
     assert read_to_end(reading) == b"words"
     os.close(reading)
     assert bool(held[50].flags & Flag.GONE) is late
@@ -162,9 +162,31 @@ def test_a_killed_front_is_replaced(keeper: Keeper) -> None:
         assert keeper.front.ask(Kind.READY).error == 0
         counts.add(keeper.descriptors())
         os.kill(front_pid(keeper), signal.SIGKILL)
-        old, keeper.front = keeper.front, keeper.next_front()
-        old.close()
+        keeper.front.close()
+        keeper.front = keeper.next_front()
     assert len(counts) == 1
+
+
+def test_a_process_of_a_dead_front_is_heard_to_the_end(keeper: Keeper, tmp_path: Path) -> None:
+    """One that opens a client's FIFO outlives it for a moment, with its channel."""
+    front, old = keeper.front, front_pid(keeper)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: is_gone(old), "the front to be collected")
+    inner = front.output(60, make_fifo(tmp_path), Flag.STAY)
+    front.close()
+    front = keeper.front = keeper.next_front()
+    (held,) = front.snapshot()
+    assert held == Record(Kind.STREAM, id=60, flags=Flag.OUTPUT | Flag.STAY)
+    os.close(inner)
+
+
+def test_a_process_of_a_dead_front_is_not_waited_for_long(keeper: Keeper) -> None:
+    """It may hang for ever, in the FIFO's file system. What it says later is said to nobody."""
+    os.kill(front_pid(keeper), signal.SIGKILL)
+    old, keeper.front = keeper.front, keeper.next_front()
+    with pytest.raises(BrokenPipeError):
+        old.tell(Record(Kind.PONG))
+    old.close()
 
 
 def test_a_front_that_closes_its_channel_is_replaced(keeper: Keeper) -> None:

@@ -95,8 +95,8 @@ def test_an_exit_during_the_upgrade(keeper: Keeper, tiny: str) -> None:
         memories = [pack_program(keeper_program()), pack_front(keeper.command)]
         keeper.front.tell(Record(Kind.UPGRADE), *memories)
         close_all(writing, *memories)
-        old, keeper.front = keeper.front, keeper.next_front()
-        old.close()
+        keeper.front.close()
+        keeper.front = keeper.next_front()
         assert took_over(keeper)
         held = {record.id: record for record in keeper.front.snapshot()}
         if not held[id].flags & Flag.GONE:

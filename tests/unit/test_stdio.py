@@ -4,13 +4,17 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import pytest
 
 from shim import stdio, syscalls
 from shim.errors import InvalidArgument, ResourceExhausted
+
+WALL = 0x40000000  # waitid(2): children of every kind
 
 
 def open_descriptors():
@@ -47,10 +51,10 @@ def _next():
     return descriptor
 
 
-def test_an_output_is_found_and_not_opened(fifo):
-    """Its reader must not see an end when the finder dies."""
+def test_a_fifo_is_found_and_not_opened(fifo):
+    """Its client must not see an end when the finder dies."""
     before = open_descriptors()
-    found = stdio.find_output(fifo)
+    found = stdio.find_fifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     assert not select.select([reader], [], [], 0)[0]
     assert flags(found.path) & os.O_PATH
@@ -60,42 +64,74 @@ def test_an_output_is_found_and_not_opened(fifo):
     assert open_descriptors() == before
 
 
-def test_looking_for_an_input_opens_nothing(fifo):
-    before = open_descriptors()
-    stdio.check_input(fifo)
-    assert open_descriptors() == before
-    with pytest.raises(OSError, match="No such device"):  # nobody has its other end: fifo(7)
-        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-
-
-def test_a_fifo_is_sent_with_both_its_ends(fifo):
-    """To whom keeps them: the sender has none of them open afterwards."""
+@pytest.mark.parametrize("input", [False, True])
+def test_a_fifo_is_sent_with_both_its_ends(fifo, input):
+    """To whom keeps them: the sender has none of them open afterwards, and no child."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    found, before = stdio.find_output(fifo), open_descriptors()
+    found, before = stdio.find_fifo(fifo), open_descriptors()
     with ours, theirs:
-        syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path)
+        syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path, input=input)
         assert open_descriptors() == before
+        with pytest.raises(ChildProcessError):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | WALL)
         text, sent, _, _ = socket.recv_fds(theirs, 100, 4)
         assert text == b"record"
-        source, sink, hold = sent
-        assert flags(source) & os.O_PATH
-        assert (mode(sink), mode(hold)) == (os.O_WRONLY, os.O_RDONLY)
-        assert flags(sink) & flags(hold) & os.O_NONBLOCK
-        os.write(sink, b"through")
-        assert os.read(hold, 100) == b"through"
+        reading, other, writing = sent if input else [sent[2], sent[0], sent[1]]
+        assert flags(other) & os.O_PATH
+        assert (mode(writing), mode(reading)) == (os.O_WRONLY, os.O_RDONLY)
+        assert flags(writing) & flags(reading) & os.O_NONBLOCK
+        os.write(writing, b"through")
+        assert os.read(reading, 100) == b"through"
         stdio.close_all([*sent, *found])
+
+
+def test_a_fifo_s_reader_sees_no_end_though_its_sender_is_killed(fifo):
+    """Between opening it, which wakes the reader, and sending it; the channel is full till then."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found = stdio.find_fifo(fifo)
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        ours.setblocking(False)
+        waiting = _fill(ours)
+        reading = pool.submit(os.open, fifo, os.O_RDONLY)  # as a client: it waits for a writer
+        sender = os.fork()
+        if sender == 0:
+            syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path, input=False)
+            os._exit(1)
+        reader = reading.result()
+        os.kill(sender, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(sender, 0)[1]) == -signal.SIGKILL
+        ours.close()
+        for _ in range(waiting):
+            theirs.recv(2000)
+        text, sent, _, _ = socket.recv_fds(theirs, 100, 4)
+        assert text == b"record"
+        assert not select.select([reader], [], [], 0)[0]
+        os.write(sent[1], b"words")
+        assert os.read(reader, 100) == b"words"
+        assert theirs.recv(100) == b""  # nobody is left
+        stdio.close_all([*sent, *found, reader])
+
+
+def _fill(sock):
+    """Send until the socket takes no more; how many packets that were."""
+    waiting = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(b"x" * 1000)
+            waiting += 1
+    return waiting
 
 
 def test_a_fifo_that_cannot_be_sent_is_closed(fifo):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    found = stdio.find_output(fifo)
+    found = stdio.find_fifo(fifo)
     with ours:
         theirs.close()
         before = open_descriptors()
         with pytest.raises(BrokenPipeError):
-            syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path)
+            syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path, input=False)
         with pytest.raises(OSError, match="Bad file descriptor"):
-            syscalls.send_fifo(ours.fileno(), b"record", -1, found.path)
+            syscalls.send_fifo(ours.fileno(), b"record", -1, found.path, input=False)
         assert open_descriptors() == before
     stdio.close_all(found)
 
@@ -103,15 +139,12 @@ def test_a_fifo_that_cannot_be_sent_is_closed(fifo):
 def test_sending_a_fifo_waits_until_the_receiver_has_room(fifo):
     """The channel never blocks the front; this is called from a thread that may wait."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    found = stdio.find_output(fifo)
+    found = stdio.find_fifo(fifo)
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         ours.setblocking(False)
-        waiting = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                ours.send(b"x" * 1000)
-                waiting += 1
-        sending = pool.submit(syscalls.send_fifo, ours.fileno(), b"record", found.path, found.path)
+        waiting = _fill(ours)
+        send = partial(syscalls.send_fifo, ours.fileno(), b"record", found.path, found.path)
+        sending = pool.submit(send, input=False)
         assert not wait([sending], timeout=0.1).done  # it would have failed by now
         for _ in range(waiting):
             theirs.recv(2000)
@@ -119,31 +152,6 @@ def test_sending_a_fifo_waits_until_the_receiver_has_room(fifo):
         assert text == b"record"
         sending.result()
         stdio.close_all([*sent, *found])
-
-
-def test_input_has_no_end_while_it_is_held(fifo):
-    opened = stdio.open_input(fifo)
-    with pytest.raises(BlockingIOError):
-        os.read(opened.source, 1)
-    os.close(opened.hold)
-    assert os.read(opened.source, 1) == b""
-    os.close(opened.source)
-
-
-def test_descriptors_are_non_blocking_and_not_inherited(fifo):
-    before = open_descriptors()
-    opened = stdio.open_input(fifo)
-    assert {mode(descriptor) for descriptor in opened} == {os.O_RDONLY, os.O_WRONLY}
-    assert all(flags(descriptor) & os.O_NONBLOCK for descriptor in opened)
-    assert not any(os.get_inheritable(descriptor) for descriptor in opened)
-    stdio.close_all(opened)
-    assert open_descriptors() == before
-
-
-def test_the_ends_have_the_right_direction(fifo):
-    opened = stdio.open_input(fifo)
-    assert (mode(opened.source), mode(opened.hold)) == (os.O_RDONLY, os.O_WRONLY)
-    stdio.close_all(opened)
 
 
 def _refused(tmp_path):
@@ -157,12 +165,11 @@ def _refused(tmp_path):
     return [str(tmp_path / name) for name in names] + ["relative", "", "/dev/null"]
 
 
-@pytest.mark.parametrize("opener", [stdio.find_output, stdio.check_input, stdio.open_input])
-def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, opener):
+def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path):
     before = open_descriptors()
     for path in _refused(tmp_path):
         with pytest.raises(InvalidArgument) as caught:
-            opener(path)
+            stdio.find_fifo(path)
         assert repr(path) in str(caught.value)
     assert open_descriptors() == before
 
@@ -170,22 +177,33 @@ def test_what_is_not_the_absolute_path_of_a_fifo_is_refused_by_name(tmp_path, op
 def test_a_relative_path_is_refused_though_there_is_a_fifo(fifo, monkeypatch):
     monkeypatch.chdir(os.path.dirname(fifo))
     with pytest.raises(InvalidArgument, match="not an absolute path"):
-        stdio.find_output(os.path.basename(fifo))
+        stdio.find_fifo(os.path.basename(fifo))
 
 
 def test_a_linked_parent_directory_is_fine(tmp_path, fifo):
     (tmp_path / "link").symlink_to(tmp_path)
-    stdio.close_all(stdio.find_output(str(tmp_path / "link" / "fifo")))
+    stdio.close_all(stdio.find_fifo(str(tmp_path / "link" / "fifo")))
 
 
-@pytest.mark.parametrize("left", [0, 1, 2])
-def test_running_out_of_descriptors_leaks_none(fifo, left, no_descriptors_left):
-    before = len(open_descriptors())
-    no_descriptors_left(left)
+@pytest.mark.parametrize("opener", [stdio.find_fifo, stdio.open_sink])
+def test_running_out_of_descriptors_is_told_by_name(fifo, opener, no_descriptors_left):
+    no_descriptors_left(0)
     with pytest.raises(ResourceExhausted, match="fifo"):
-        stdio.open_input(fifo)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(7)[1]))
-    assert len(open_descriptors()) == before
+        opener(fifo)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_fifo_that_cannot_be_opened_is_not_sent(fifo, left, no_descriptors_left):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    found, before = stdio.find_fifo(fifo), len(open_descriptors())
+    with ours, theirs:
+        no_descriptors_left(left)
+        with pytest.raises(OSError, match="Too many open files"):
+            syscalls.send_fifo(ours.fileno(), b"record", found.path, found.path, input=True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(7)[1]))
+        assert len(open_descriptors()) == before
+        assert not select.select([theirs], [], [], 0)[0]
+    stdio.close_all(found)
 
 
 def test_a_sink_is_a_fifo_or_a_file_that_is_there(tmp_path, fifo):

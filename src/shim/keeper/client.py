@@ -97,11 +97,12 @@ class Stream:
         await asyncio.shield(self.ended)
 
     def unhold(self) -> None:
-        """Close the hold, so that the stream ends when its last writer has gone.
-
-        Of an output that was to stay (Flag.STAY): it ends with its source from now on.
-        """
+        """Close an input's hold, so that it ends when its last writer has gone."""
         self._client.tell(Record(Kind.UNHOLD, id=self.id))
+
+    def settle(self) -> None:
+        """Stay no longer (Flag.STAY): the process is there that reads it, or writes to it."""
+        self._client.tell(Record(Kind.SETTLE, id=self.id))
 
     def finish(self) -> None:
         """End the stream when nothing more can be read at the moment."""
@@ -127,7 +128,7 @@ class Stream:
             return None
         return None if reply.number else reply.moved
 
-    def settle(self) -> None:
+    def note_end(self) -> None:
         """The keeper has reported the end of this stream."""
         if not self.ended.done():
             self.ended.set_result(None)
@@ -351,10 +352,10 @@ class KeeperClient:
             raise explain(error, "relaying a stream") from error
         return stream
 
-    async def relay_to_fifo(
+    async def relay_fifo(
         self, id: int, flags: Flag, send_from: Callable[[int, bytes], Awaitable[None]]
     ) -> Stream:
-        """The same for an output whose FIFO is opened as it is sent; see `syscalls.send_fifo`.
+        """The same for a client's FIFO, which is opened as it is sent; see `syscalls.send_fifo`.
 
         send_from: called with the channel's descriptor and the record. Raises what it raises.
         """
@@ -393,7 +394,7 @@ class KeeperClient:
         """An ended stream is forgotten at once: a later front takes an unknown one for ended."""
         stream = self._streams.pop(record.id, None)
         if stream is not None:
-            stream.settle()
+            stream.note_end()
         self.tell(Record(Kind.FORGET, id=record.id))
 
     def _process_held(self, record: Record) -> None:

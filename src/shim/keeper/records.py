@@ -31,6 +31,7 @@ class Kind(enum.IntEnum):
     READY = 13
     STOP = 14
     PONG = 15
+    SETTLE = 16
 
     LISTEN = 30
     UNLISTEN = 31

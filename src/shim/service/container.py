@@ -138,8 +138,9 @@ class Container:
             _log.error("container %s: OOM kills will not be told: %s", self.facts.id, error)
 
     def announce_init(self) -> None:
-        """The start has been told; so may the exit."""
+        """The start has been told; so may what has come since, and the exit."""
         self.init.announced = True
+        self._note_kills()
         if self.init.child is not None and self.init.child.exited.done():
             self._init_ended(self.init.child.exited.result())
 
@@ -168,20 +169,23 @@ class Container:
             return
         if self.execs.starting() and self.facts.namespace:
             return
-        self._note_last_kills()
+        self._note_kills()
         self.init.end()
         self.commit(EventType.EXIT)
 
-    def _note_last_kills(self) -> None:
-        """An exit is told whatever becomes of this."""
+    def _note_kills(self) -> None:
+        """What comes next is told whatever becomes of this."""
         try:
             self.note_oom(self.home.host.oom.check(self))
         except OSError as error:
             _log.error("container %s: OOM kills may be missing: %s", self.facts.id, error)
 
     def note_oom(self, kills: int) -> None:
-        """The kernel counts so many OOM kills in the container's cgroup by now."""
-        if kills > self.facts.oom:
+        """The kernel counts so many OOM kills in the container's cgroup by now.
+
+        They are told after the start, which may be under way.
+        """
+        if kills > self.facts.oom and self.init.announced:
             self.facts.oom = kills
             event = Event(self.facts.id, EventType.OOM, self.init.pid)
             self.home.teller.tell(event, self.init.child_id, kills)

@@ -21,7 +21,7 @@ from shim.runtime import Runtime, read_pid, runtime_environment
 from shim.service.bundle import check_id, has_private_pids, read_config
 from shim.service.container import Container
 from shim.service.host import FILE_LIMIT, Home
-from shim.service.launch import begun, launch
+from shim.service.launch import launch
 from shim.service.process import Process, ProcessSpec
 from shim.service.record import Facts
 from shim.service.stdio import StdioBuilder
@@ -100,7 +100,7 @@ class Creation:
         await self._mount(init)
         runtime.pid_file.unlink(missing_ok=True)
         console = self._home.record.directory / "init.tty"
-        spawn = await launch(builder, console, self._command(runtime, descriptors, init, builder))
+        spawn = await launch(builder, console, self._command(runtime, descriptors, init))
         return await complete(self._home, self._facts, runtime, init, spawn, self._request)
 
     async def _mount(self, init: Process) -> None:
@@ -120,17 +120,17 @@ class Creation:
             raise
 
     def _command(
-        self, runtime: Runtime, descriptors: dict[int, int], init: Process, builder: StdioBuilder
+        self, runtime: Runtime, descriptors: dict[int, int], init: Process
     ) -> Any:
         request = self._request
-        bound = runtime.using(self._spawn_for(init, builder))
+        bound = runtime.using(self._spawn_for(init))
         if request.checkpoint:
             run = partial(bound.restore, request.id, Path(request.checkpoint), descriptors)
         else:
             run = partial(bound.create, request.id, descriptors)
         return lambda console: run(console_socket=console)
 
-    def _spawn_for(self, init: Process, builder: StdioBuilder) -> Any:
+    def _spawn_for(self, init: Process) -> Any:
         async def spawn(command: Command) -> Spawn:
             id = self._host.keeper.new_id()
             self._facts.intent = {
@@ -140,7 +140,7 @@ class Creation:
                 "asked": asdict(self._request),
             }
             self._home.record.save(self._facts, init)
-            return await begun(builder, await self._home.commands.spawn(command, id))
+            return await self._home.commands.spawn(command, id)
 
         return spawn
 

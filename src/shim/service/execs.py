@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,10 +19,9 @@ from shim.model import Event, EventType, Exit, Stdio
 from shim.runtime import Runtime, read_pid
 from shim.service.commands import finish_command, has_succeeded
 from shim.service.host import Home
-from shim.service.launch import begun, launch
+from shim.service.launch import launch
 from shim.service.process import Process, ProcessSpec
 from shim.service.record import Facts
-from shim.service.stdio import StdioBuilder
 
 _log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Execs:
                 descriptors = await builder.open()
                 former.cut()  # of an earlier front; its client must not see an end before
                 command = partial(
-                    runtime.using(self._spawn_for(process, builder)).exec,
+                    runtime.using(self._spawn_for(process)).exec,
                     self._facts.id, spec_file, pid_file, descriptors,
                 )  # fmt: skip
                 spawn = await launch(builder, directory / f"{name}.tty", command)
@@ -192,13 +193,11 @@ class Execs:
         process.pid = pid
         self.announce(process, child)
 
-    def _spawn_for(
-        self, process: Process, builder: StdioBuilder
-    ) -> Callable[[Command], Awaitable[Spawn]]:
+    def _spawn_for(self, process: Process) -> Callable[[Command], Awaitable[Spawn]]:
         async def spawn(command: Command) -> Spawn:
             id = self._home.host.keeper.new_id()
             self._home.record.save_exec(process, id)
-            return await begun(builder, await self._home.commands.spawn(command, id))
+            return await self._home.commands.spawn(command, id)
 
         return spawn
 
@@ -270,12 +269,25 @@ class Execs:
             process.stdio.cut()
             self.forget(process)
 
+    async def _end_unheard(self, process: Process, command: Spawn, pid: int) -> None:
+        """Nobody has been told of it, and its terminal has hung up: it would be heard by nobody."""
+        known = process.child
+        child = known or await self._home.host.keeper.track(pid, command, process.child_id)
+        process.child = None
+        with contextlib.suppress(NotFound):
+            await child.signal(signal.SIGKILL)
+        await child.exited
+        child.forget()
+
     async def _settle_start(self, process: Process, spawn: int, held: Held) -> None:
         command = await finish_command(spawn, held)
         pid_file = self._home.record.directory / f"exec-{process.child_id}.pid"
         try:
             if command is None or not await has_succeeded(command):
                 raise RuntimeFailed("its command did not succeed")
+            if not process.stdio.is_whole():
+                await self._end_unheard(process, command, read_pid(pid_file))
+                raise RuntimeFailed("its terminal was lost")
             await self._follow(process, command, pid_file)
             self._home.record.spec_file(process).unlink(missing_ok=True)
         finally:

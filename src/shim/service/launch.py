@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
 from shim.console import ConsoleSocket
-from shim.errors import NotFound, RuntimeFailed
+from shim.errors import RuntimeFailed
 from shim.keeper.client import Spawn
 from shim.service.stdio import StdioBuilder
 
@@ -43,23 +41,6 @@ async def launch(
             await builder.attach(await _terminal(receiving))
             stack.pop_all()
         return spawn
-
-
-async def begun(builder: StdioBuilder, spawn: Spawn) -> Spawn:
-    """The runtime's process, which has been started with the ends that `builder` has made.
-
-    When the streams cannot begin it is killed. Raises as `StdioBuilder.began`.
-    """
-    with ExitStack() as stack:
-        stack.callback(spawn.release)
-        try:
-            await builder.began()
-        except BaseException:
-            with contextlib.suppress(NotFound):
-                await spawn.signal(signal.SIGKILL)
-            raise
-        stack.pop_all()
-    return spawn
 
 
 async def _terminal(receiving: asyncio.Future[int]) -> int:

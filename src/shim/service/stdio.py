@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 from shim.blocking import BlockingPool
@@ -21,15 +22,13 @@ from shim.stdio import (
     Descriptors,
     FoundFifo,
     Link,
-    OutputFifo,
     OutputFile,
+    OutputPipe,
     Place,
     Scheme,
-    check_input,
     close_all,
-    find_output,
+    find_fifo,
     open_file,
-    open_input,
     open_sink,
     parse_place,
     pipe_between_children,
@@ -52,7 +51,7 @@ LOGGED = (Scheme.BINARY, Scheme.BINARY_V2)
 _FIFOS = (Scheme.PATH, Scheme.FIFO)
 
 _log = logging.getLogger(__name__)
-Sink: TypeAlias = FoundFifo | OutputFifo | OutputFile
+End: TypeAlias = FoundFifo | OutputPipe | OutputFile
 
 
 class ProcessStdio:
@@ -88,10 +87,9 @@ class ProcessStdio:
                 self._logger = Logger(child)
 
     def settle(self) -> None:
-        """The process is there: its outputs end when their last writer does."""
-        for name, stream in self._streams.items():
-            if name != "stdin":
-                stream.unhold()
+        """The process is there: its input is read, its outputs end when their last writer does."""
+        for stream in self._streams.values():
+            stream.settle()
 
     def is_whole(self) -> bool:
         """Whether the keeper has each stream that the process was to have."""
@@ -164,11 +162,11 @@ class StdioBuilder:
     """Makes the streams of one new process, and the descriptors that it is started with.
 
     Use as `with StdioBuilder(...) as builder`; the descriptors that are still its own then are
-    closed at the end. Call `open` before the process is started, `began` when its runtime has
-    been, `attach` when its terminal has come; cut `stdio` when the process does not come to be.
+    closed at the end. Call `open` before the process is started, `attach` when its terminal has
+    come; cut `stdio` when the process does not come to be.
 
-    A client must not see an end of its FIFO because a front died: an output stays until
-    `ProcessStdio.settle`, stdin is opened once there is somebody to read it.
+    A client must not see an end of its FIFO, nor lose a byte of its input, because a front died:
+    the streams stay until `ProcessStdio.settle`.
 
     owner: the user and group that the process's ends of its pipes get. names: what a logging
     program is told. Without names each path must be a FIFO's (contract: shim-v1, Stdio); with
@@ -189,8 +187,7 @@ class StdioBuilder:
         self._names = names
         self._places = _places(stdio) if names else _paths(stdio)
         self._owned = Descriptors()
-        self._stdin = -1  # the end that the relay writes to
-        self._outputs: dict[str, Sink] = {}
+        self._ends: dict[str, End] = {}  # the client's, or its logging program's
         self._pipes: dict[str, Link] = {}  # to the logging program
         self.stdio = ProcessStdio(
             {name: keeper.new_id() for name in _ids_for(self._places, stdio.terminal)},
@@ -219,45 +216,34 @@ class StdioBuilder:
             return {number: self._null() for number in range(3)}
         return {number: await self._begin(name) for number, name in enumerate(NAMES)}
 
-    async def began(self) -> None:
-        """Begin the input: the runtime has been started, and has its other end.
-
-        Raises as `open` does.
-        """
-        if self._stdin >= 0:
-            await self._relay_input(self._stdin)
-
     async def attach(self, master: int) -> None:
         """Begin the streams of the terminal whose master end this is, which is taken."""
         self._owned.own(master)
-        await self._relay_output("stdout", master)
+        await self._relay("stdout", master)
         if "stdin" in self.stdio.ids:
             # Another number for the same terminal: an epoll set takes each only once.
-            await self._relay_input(self._owned.own(os.dup(master)))
+            await self._relay("stdin", self._owned.own(os.dup(master)))
 
     async def _open(self, name: str) -> None:
         """Open one stream's other side, or start the logging program."""
         if name == LOGGER:
             await self._start_logger()
-        elif name == "stdin":
-            path = self._places[name].path
-            await self._pool.run(f"find stdin {path!r}", OPEN_LIMIT, check_input, path)
         elif self._places[name].scheme not in LOGGED:
-            self._outputs[name] = await self._open_output(name, self._places[name])
+            self._ends[name] = await self._open_end(name, self._places[name])
 
-    async def _open_output(self, name: str, place: Place) -> Sink:
-        for other, sink in self._outputs.items():
-            if self._places[other] == place and isinstance(sink, OutputFile):
-                return sink  # once for both; the keeper gets another number for it
-        opener = self._opener(place)
+    async def _open_end(self, name: str, place: Place) -> End:
+        for other, end in self._ends.items():
+            if self._places[other] == place and isinstance(end, OutputFile):
+                return end  # once for both; the keeper gets another number for it
+        opener = self._opener(name, place)
         what = f"open {name} {place.path!r}"
-        sink = await self._pool.run(what, OPEN_LIMIT, opener, place.path, late=close_all)
-        self._own_all(sink)
-        return sink
+        end = await self._pool.run(what, OPEN_LIMIT, opener, place.path, late=close_all)
+        self._own_all(end)
+        return end
 
-    def _opener(self, place: Place) -> Callable[[str], Sink]:
-        if self._names is None:
-            return find_output
+    def _opener(self, name: str, place: Place) -> Callable[[str], End]:
+        if self._names is None or name == "stdin":
+            return find_fifo
         return open_file if place.scheme is Scheme.FILE else open_sink
 
     async def _start_logger(self) -> None:
@@ -275,7 +261,7 @@ class StdioBuilder:
         if self.stdio.terminal:
             # The relay holds the read end as well: when the program dies, the terminal stays.
             os.set_blocking(out.writing, False)
-            self._outputs["stdout"] = OutputFifo(out.writing, out.reading)
+            self._ends["stdout"] = OutputPipe(out.writing, out.reading)
 
     def _own_all(self, descriptors: tuple[int, ...]) -> None:
         for descriptor in descriptors:
@@ -293,43 +279,32 @@ class StdioBuilder:
         make = pipe_for_input if name == "stdin" else pipe_for_output
         pipe = make(self._owner)
         self._own_all(pipe)
-        if name == "stdin":
-            self._stdin = pipe.ours
-        else:
-            await self._relay_output(name, pipe.ours)
-            os.close(self._owned.take(pipe.ours))
+        await self._relay(name, pipe.ours)
+        os.close(self._owned.take(pipe.ours))
         return pipe.theirs
 
-    async def _relay_input(self, sink: int) -> None:
-        path = self._places["stdin"].path
-        what = f"open stdin {path!r}"
-        source = await self._pool.run(what, OPEN_LIMIT, open_input, path, late=close_all)
-        self._own_all(source)
-        await self._relay("stdin", source.source, sink, source.hold, Flag.INPUT)
-
-    async def _relay_output(self, name: str, source: int) -> None:
-        sink = self._outputs[name]
-        if isinstance(sink, FoundFifo):
-            await self._relay_to_fifo(name, source, sink.path)
-        elif isinstance(sink, OutputFifo):
-            await self._relay(name, source, sink.sink, sink.hold, Flag.OUTPUT | Flag.STAY)
+    async def _relay(self, name: str, ours: int) -> None:
+        """Begin a stream between the shim's end of the process's pipe, or terminal, and `_ends`."""
+        id, end = self.stdio.ids[name], self._ends[name]
+        if isinstance(end, FoundFifo):
+            stream = await self._relay_fifo(id, name, ours, end.path)
+        elif isinstance(end, OutputPipe):
+            flags = Flag.OUTPUT | Flag.STAY
+            stream = await self._keeper.relay(id, ours, end.sink, end.hold, flags)
         else:
-            await self._relay(name, source, sink.sink)
+            stream = await self._keeper.relay(id, ours, end.sink)
+        self.stdio.add(name, stream)
 
-    async def _relay_to_fifo(self, name: str, source: int, fifo: int) -> None:
+    async def _relay_fifo(self, id: int, name: str, ours: int, fifo: int) -> Stream:
+        what = f"open {name} {self._places[name].path!r}"
+        is_input = name == "stdin"
+
         def send_from(channel: int, record: bytes) -> Awaitable[None]:
-            what = f"open {name} {self._places[name].path!r}"
-            return self._pool.run(what, OPEN_LIMIT, send_fifo, channel, record, source, fifo)
+            send = partial(send_fifo, channel, record, ours, fifo, input=is_input)
+            return self._pool.run(what, OPEN_LIMIT, send)
 
-        flags = Flag.OUTPUT | Flag.STAY
-        stream = await self._keeper.relay_to_fifo(self.stdio.ids[name], flags, send_from)
-        self.stdio.add(name, stream)
-
-    async def _relay(
-        self, name: str, source: int, sink: int, hold: int | None = None, flag: Flag | None = None
-    ) -> None:
-        stream = await self._keeper.relay(self.stdio.ids[name], source, sink, hold, flag)
-        self.stdio.add(name, stream)
+        flags = Flag.STAY | (Flag.INPUT if is_input else Flag.OUTPUT)
+        return await self._keeper.relay_fifo(id, flags, send_from)
 
 
 def _paths(stdio: Stdio) -> dict[str, Place]:
