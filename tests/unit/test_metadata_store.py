@@ -542,6 +542,11 @@ def test_the_pass_leaves_alone_what_has_begun_since(store):
     assert store.stat("root").directory == number
 
 
+def test_a_number_that_was_not_given_away_is_an_orphans(store):
+    assert store.free_orphans({0, 1}) == Orphans((0, 1), (), ())
+    assert store.allocate() == 1
+
+
 # A disk that is full
 
 

@@ -169,7 +169,12 @@ def release(connection: sqlite3.Connection, key: str) -> tuple[int, ...]:
 
 
 def free_orphans(connection: sqlite3.Connection, present: Collection[int], newest: int) -> Orphans:
-    """Forget the records that have no directory in `present`, up to the number `newest`."""
+    """Forget the records that have no directory in `present`, up to the number `newest`.
+
+    A directory whose number has not been given away is an orphan, too: a disk that had not
+    written what it said it had.
+    """
+    last = last_allocated(connection)
     known = {snapshot.directory: snapshot.key for snapshot in list_all(connection)}
     missing = {number for number in known if number <= newest and number not in present}
     freed: list[int] = []
@@ -179,7 +184,9 @@ def free_orphans(connection: sqlite3.Connection, present: Collection[int], newes
             freed += _free(connection, number)
     kept = known.keys() - set(freed)
     return Orphans(
-        directories=tuple(sorted(n for n in present if n <= newest and n not in kept)),
+        directories=tuple(
+            sorted(n for n in present if n not in kept and (n <= newest or n > last))
+        ),
         forgotten=tuple(known[number] for number in freed),
         damaged=tuple(known[number] for number in sorted(missing & kept)),
     )
