@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -718,6 +719,10 @@ def is_hung_up_on(caller: Caller) -> bool:
         caller.socket.settimeout(PATIENCE)
 
 
+def _are_hung_up_on(callers: list[Caller], most: int) -> bool:
+    return sum(map(is_hung_up_on, callers)) >= most
+
+
 def test_more_callers_than_descriptors(tmp_path: Path) -> None:
     """Those beyond the reserve are hung up on; when some have gone, there is room again."""
     with (
@@ -730,9 +735,11 @@ def test_more_callers_than_descriptors(tmp_path: Path) -> None:
         others = keeper.descriptors()
         for _ in range(2):
             callers = [host.call() for _ in range(260)]
+            beyond = 260 - (300 - RESERVED - others)
+            wait_until(partial(_are_hung_up_on, callers, beyond), "the others' end")
             host.settle()
             served = [caller for caller in callers if not is_hung_up_on(caller)]
-            assert len(served) == 300 - RESERVED - others
+            assert len(served) == 260 - beyond
             for caller in (served[0], served[-1]):
                 caller.send(request(1))
                 assert front.respond(front.request().record.id) == 0
@@ -741,8 +748,7 @@ def test_more_callers_than_descriptors(tmp_path: Path) -> None:
             assert front.exited(50).status == 0
             for caller in callers:
                 caller.close()
-            host.settle()
-            assert keeper.descriptors() == others
+            wait_until(lambda: keeper.descriptors() == others, "the connections to be closed")
 
 
 # ---- the end
