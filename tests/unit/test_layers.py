@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": set(),
     "journal": {"model", "store"},
     "metadata": {"errors", "service", "store"},
+    "snapshots": {"errors", "metadata", "model", "syscalls"},
     "events": {"errors", "journal", "model"},
     "keeper": BASE,
     "runtime": BASE | {"keeper", "stdio"},

@@ -1,0 +1,79 @@
+"""What an import may grow to, and how it tells how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from shim.errors import InvalidArgument
+
+_STEP: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one import; whoever wants more says so.
+
+    `bytes`: of all files together, holes included. `entries`: of all layers together.
+    """
+
+    bytes: int = 256 << 30
+    entries: int = 2_000_000
+
+
+class Progress(Protocol):
+    """Told about every MiB, and at the end of each part.
+
+    What it raises ends the import, which leaves nothing. `total` is 0 while nobody knows it.
+    """
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+@dataclass
+class Budget:
+    """What one import has used of its limits."""
+
+    limits: Limits = field(default_factory=Limits)
+    bytes: int = 0
+    entries: int = 0
+
+    def take_bytes(self, count: int) -> None:
+        """Raises InvalidArgument beyond the limit."""
+        self.bytes += count
+        if self.bytes > self.limits.bytes:
+            raise InvalidArgument(
+                f"the files are larger than {self.limits.bytes} bytes together, which is the limit "
+                "of an import"
+            )
+
+    def take_entry(self) -> None:
+        """Raises InvalidArgument beyond the limit."""
+        self.entries += 1
+        if self.entries > self.limits.entries:
+            raise InvalidArgument(
+                f"there are more than {self.limits.entries} files, which is the limit of an import"
+            )
+
+
+class Meter:
+    """Counts what is read of one part, and tells `progress` of each step of a MiB."""
+
+    def __init__(self, progress: Progress | None, what: str, total: int, before: int = 0) -> None:
+        self._progress = progress
+        self._what = what
+        self._total = total
+        self._done = before
+        self._told = before
+
+    def add(self, count: int) -> None:
+        """Raises what `progress` raises."""
+        self._done += count
+        if self._done - self._told >= _STEP:
+            self.tell()
+
+    def tell(self) -> None:
+        """Raises what `progress` raises."""
+        self._told = self._done
+        if self._progress is not None:
+            self._progress(self._what, self._done, self._total)
