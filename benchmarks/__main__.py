@@ -18,6 +18,7 @@ from benchmarks.machine import machine
 from benchmarks.place import PREFIX
 from benchmarks.plots import draw
 from benchmarks.progress import Display, show
+from benchmarks.readme import NoMarks, updated
 from benchmarks.report import markdown
 from benchmarks.run import Run
 from benchmarks.runner import Runner, count
@@ -87,6 +88,22 @@ def run(
 def report(folder: Path) -> None:
     """Make results.md and the plots of FOLDER anew from its run.json."""
     _write(_load(folder), folder)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 when it would.")
+@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("README.md"))
+def readme(folder: Path, check: bool, file: Path) -> None:
+    """Put the figures of FOLDER's run.json into the README, between its marks."""
+    text = file.read_text()
+    try:
+        wanted = updated(text, _load(folder))
+    except NoMarks as error:
+        raise click.ClickException(f"{file}: {error}") from None
+    if check and text != wanted:
+        raise click.ClickException(f"{file} has other figures than {folder}")
+    file.write_text(wanted)
 
 
 def _write(made: Run, folder: Path) -> None:

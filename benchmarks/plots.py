@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
 
 from benchmarks.run import Record, Run
@@ -35,28 +37,65 @@ def draw(run: Run, folder: Path) -> list[Path]:
     return files
 
 
-def _plot(run: Run, record: Record, figures: list[Figure]) -> Plot:
-    """A panel for each figure, with a bar for each system."""
-    rows = -(-len(figures) // _COLUMNS)
-    plot = Plot(figsize=(4 * _COLUMNS, 0.6 + 1.9 * rows), layout="constrained")
+def _plot(run: Run, record: Record, figures: Sequence[Figure]) -> Plot:
+    """A panel for each figure, with a bar for each system, or for each series, with lines."""
+    panels: dict[str, list[Figure]] = {}
+    for row in figures:
+        panels.setdefault(row.series or row.name, []).append(row)
+    rows = -(-len(panels) // _COLUMNS)
+    plot = Plot(figsize=(4 * _COLUMNS, 0.6 + 2 * rows), layout="constrained")
     plot.suptitle(record.title)
-    for axes, figure in zip(
-        plot.subplots(rows, _COLUMNS, squeeze=False).flat, figures, strict=False
+    for axes, panel in zip(
+        plot.subplots(rows, _COLUMNS, squeeze=False).flat, panels.values(), strict=False
     ):
-        values = record.values(figure.name)
-        names = [name for name in run.systems if name in values]
-        found = [spread(list(values[name].values())) for name in names]
-        medians = [row.median for row in found]
-        errors = [
-            [row.median - row.low for row in found],
-            [row.high - row.median for row in found],
-        ]
-        places = list(run.systems)
-        colours = [_COLOURS[places.index(name) % len(_COLOURS)] for name in names]
-        titles = [run.systems[name] for name in names]
-        axes.barh(titles, medians, xerr=errors, color=colours, capsize=2)
-        axes.invert_yaxis()
-        axes.set_title(f"{figure.title} [{figure.unit}]" if figure.unit else figure.title)
-    for axes in plot.axes[len(figures) :]:
+        if panel[0].series:
+            _lines(axes, run, record, panel)
+        else:
+            _bars(axes, run, record, panel[0])
+    for axes in plot.axes[len(panels) :]:
         axes.remove()
     return plot
+
+
+def _colour(run: Run, system: str) -> str:
+    return _COLOURS[list(run.systems).index(system) % len(_COLOURS)]
+
+
+def _label(title: str, unit: str) -> str:
+    return f"{title} [{unit}]" if unit else title
+
+
+def _bars(axes: Axes, run: Run, record: Record, figure: Figure) -> None:
+    """The median, and the spread around it."""
+    values = record.values(figure.name)
+    names = [name for name in run.systems if name in values]
+    found = [spread(list(values[name].values())) for name in names]
+    below = [row.median - row.low for row in found]
+    above = [row.high - row.median for row in found]
+    axes.barh(
+        [run.systems[name] for name in names],
+        [row.median for row in found],
+        xerr=[below, above],
+        color=[_colour(run, name) for name in names],
+        capsize=2,
+    )
+    axes.invert_yaxis()
+    axes.set_title(_label(figure.title, figure.unit))
+
+
+def _lines(axes: Axes, run: Run, record: Record, panel: Sequence[Figure]) -> None:
+    """Medians, both axes logarithmic."""
+    for name in run.systems:
+        points = [
+            (row.at, spread(list(values[name].values())).median)
+            for row in panel
+            if name in (values := record.values(row.name))
+        ]
+        if points:
+            places, medians = zip(*points, strict=True)
+            label = run.systems[name]
+            axes.plot(places, medians, "o-", color=_colour(run, name), label=label, markersize=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title(_label(panel[0].title.rpartition(" at ")[0], panel[0].unit))
+    axes.legend(fontsize=6)

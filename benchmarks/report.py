@@ -18,7 +18,7 @@ def markdown(run: Run) -> str:
         "# Results",
         "Made by `python -m benchmarks report` from `run.json`; do not edit.",
         _quick(run),
-        _table(["", ""], [[key, value] for key, value in run.machine.items()]),
+        table(["", ""], [[key, value] for key, value in run.machine.items()]),
         f"Duration: {run.seconds / 60:.1f} minutes. Each figure is a median, with the 10th and the "
         "90th percentile of its rounds in parentheses. Ratios are of pairs of the same round.",
         "## Claims",
@@ -33,7 +33,10 @@ def _quick(run: Run) -> str:
     return "**Made with `--quick`: sizes are small, and figures rough.**" if run.quick else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown has it; an empty string without rows."""
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
@@ -63,7 +66,7 @@ def _claims(run: Run) -> str:
         for record in run.records
         for verdict in record.verdicts()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _verdict(run: Run, record: Record, verdict: Verdict) -> list[str]:
@@ -91,8 +94,8 @@ def _workload(run: Run, record: Record) -> str:
         ]
         rows.append([title, *cells])
     sizes = ", ".join(f"{key} {value}" for key, value in record.sizes.items())
-    table = _table(["", *(run.systems[name] for name in names)], rows)
-    return f"## {record.title}\n\n`{record.name}`: {sizes}.\n\n{table}"
+    head = ["", *(run.systems[name] for name in names)]
+    return f"## {record.title}\n\n`{record.name}`: {sizes}.\n\n{table(head, rows)}"
 
 
 def _failures(run: Run) -> str:
@@ -101,4 +104,4 @@ def _failures(run: Run) -> str:
         for record in run.records
         for row in record.failures()
     ]
-    return "## Failures\n\n" + _table(["workload", "system", "round", "why"], rows) if rows else ""
+    return "## Failures\n\n" + table(["workload", "system", "round", "why"], rows) if rows else ""

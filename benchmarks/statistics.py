@@ -24,6 +24,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
     place = (len(ordered) - 1) * percent / 100
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
+    if ordered[below] == ordered[above]:  # both may be infinite
+        return ordered[below]
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 

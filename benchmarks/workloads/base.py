@@ -24,6 +24,9 @@ class Figure:
     name: str  # in results and claims
     title: str
     unit: str
+    # Figures of one series are one line in the plot, by `at`.
+    series: str = ""
+    at: int = 0
 
 
 class Workload(ABC):

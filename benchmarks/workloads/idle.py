@@ -23,7 +23,7 @@ class Idle(Workload):
     needs = Can.OUTPUT | Can.CROWD
     stage = "crowd"
     order = 15
-    full = {"rounds": 3, "containers": 1000, "seconds": 30}
+    full = {"rounds": 2, "containers": 1000, "seconds": 30}
     quick = {"rounds": 1, "containers": 50, "seconds": 5}
 
     def figures(self) -> Sequence[Figure]:

@@ -1,0 +1,1 @@
+"""Examples of how others may use the client and the load generators."""
