@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -59,6 +59,7 @@ def run(
     """
     if os.geteuid() != 0:
         raise click.ClickException("containers need root: run this with sudo")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-") as name:
         folder = Path(name)
@@ -119,5 +120,4 @@ def _load(folder: Path) -> Run:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -7,13 +7,18 @@ command line, or {"reap": FILE}: wait for the end of the process whose pid FILE 
 command of the job has left behind. The answer has a row for each job: {"status", "wall", "cpu"}:
 the first status that is not 0, nanoseconds from the first step to the last, and the CPU time, in
 nanoseconds, of the commands and all that they have waited for.
+
+With --end-all it kills, at the end of its input, all other processes below the root of the cgroups
+that it sees: of its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -89,6 +94,24 @@ class Agent:
         self._go_on(job, rows)
 
 
+def end_all() -> None:
+    """Kill all others in the place: who has made it died, and did not close it."""
+    while pids := others():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def others() -> set[int]:
+    """The other processes of the place, which sees its own cgroup as the root."""
+    found: set[int] = set()
+    for folder, _, files in os.walk("/sys/fs/cgroup"):
+        if "cgroup.procs" in files:
+            with contextlib.suppress(FileNotFoundError), open(f"{folder}/cgroup.procs") as file:
+                found.update(map(int, file.read().split()))
+    return found - {os.getpid()}
+
+
 def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
@@ -98,6 +121,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(agent.run(request["jobs"], request["parallel"])), flush=True)
+    if "--end-all" in sys.argv:
+        end_all()
 
 
 if __name__ == "__main__":

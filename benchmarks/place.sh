@@ -23,14 +23,14 @@ unset INSIDE
 name=$1 folder=$2
 shift 2
 
-mount -t tmpfs denseshim-bench "$folder"
+mount -t tmpfs densebench "$folder"
 mkdir "$folder/hierarchies"
 if [ -e "$CGROUPS/cgroup.procs" ]; then
     mount --bind "$CGROUPS/$name" "$folder/hierarchies"
     umount --recursive --lazy "$CGROUPS"
     mount --move "$folder/hierarchies" "$CGROUPS"
 else
-    mount -t tmpfs denseshim-bench "$folder/hierarchies"
+    mount -t tmpfs densebench "$folder/hierarchies"
     for path in "$CGROUPS"/*; do
         there=$folder/hierarchies/${path##*/}
         if [ -L "$path" ]; then
@@ -45,7 +45,7 @@ else
 fi
 for path in /run/containerd /run/denseshim /run/runc; do
     mkdir -p "$path"
-    mount -t tmpfs -o mode=0700 denseshim-bench "$path"
+    mount -t tmpfs -o mode=0700 densebench "$path"
 done
 mount --make-rshared /
 enter clients

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks.cgroup import Group
 from benchmarks.load import add_pump
 from benchmarks.place import PREFIX
 from benchmarks.report import markdown
@@ -17,6 +20,7 @@ from benchmarks.runner import Runner
 from benchmarks.session import Session
 from benchmarks.systems import System, systems
 from benchmarks.systems.runc_v2 import RuncV2
+from benchmarks.waiting import until
 from benchmarks.workloads import Figure, Workload, workloads
 from shim.oci.busybox import make_rootfs
 
@@ -24,6 +28,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("containerd"), reason="needs root and containerd"
 )
 
+ROOT = Path(__file__).parents[2]
 SIZES: Mapping[str, Mapping[str, int]] = {
     "memory": {"rounds": 1, "most": 3},
     "idle": {"rounds": 1, "containers": 3, "seconds": 0},
@@ -93,6 +98,44 @@ def test_a_run_on_two_systems_and_the_floor_ends_well(folder: Path) -> None:
     assert verdicts["no exit event is lost"].met
     assert verdicts["the keeper is not woken"].found is not None
     assert "Failures" not in markdown(made)
+
+
+def session_of_another(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that has a session with a container, and says the session's cgroup."""
+    text = f"""
+import sys
+from pathlib import Path
+from benchmarks.session import Session
+from benchmarks.systems import systems
+folder = Path({str(folder)!r})
+session = Session(systems()["dense_host"], folder, folder / "rootfs")
+session.run("sleep", "100000")
+print(session.place.group.name, flush=True)
+sys.stdin.read()
+"""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", text], stdin=pipe, stdout=pipe, cwd=ROOT)
+
+
+def test_when_the_harness_is_killed_no_process_is_left(folder: Path) -> None:
+    with session_of_another(folder) as harness:
+        assert harness.stdout is not None
+        group = Group(harness.stdout.readline().decode().strip())
+        assert len(group.pids()) >= 6  # agent, containerd, keeper, spawner, front, container
+        harness.kill()
+    until(lambda: not group.pids(), "the end of all processes")
+    until(group.remove, "the end of the cgroup")
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing(folder: Path) -> None:
+    line = [sys.executable, "-m", "benchmarks", "run", "--quick", "--out", str(folder / "out")]
+    line += ["--workload", "idle", "--system", "runc_v2"]
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL) as harness:
+        containers = f"{PREFIX}-{harness.pid}-0/containers"
+        until(lambda: Group(containers).pids(), "the first container")
+        harness.terminate()
+    assert harness.returncode == 1
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{PREFIX}-{harness.pid}-*"))
 
 
 def test_what_fails_on_one_system_is_told_and_leaves_nothing(folder: Path) -> None:
