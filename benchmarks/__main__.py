@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.choice import Unknown, choose_systems, choose_workloads, extra_systems
+from benchmarks.choice import Unknown, choose_systems, choose_workloads, extra_systems, lacks
 from benchmarks.load import add_pump
 from benchmarks.machine import machine
 from benchmarks.place import PREFIX
@@ -22,18 +22,25 @@ from benchmarks.readme import NoMarks, updated
 from benchmarks.report import markdown
 from benchmarks.run import Run
 from benchmarks.runner import Runner, count
+from benchmarks.systems import systems as all_systems
 from shim.oci.busybox import make_rootfs
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PROGRAM = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
 
 
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
+class _Main(click.Group):
+    """Options without a command are those of `run`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if args[:1] != ["--help"] and not (args and args[0] in self.commands):
+            args = ["run", *args]
+        return super().parse_args(context, args)
+
+
+@click.group(cls=_Main)
+def main() -> None:
     """Benchmarks of container shims; without a command: run."""
-    if context.invoked_subcommand is None:
-        context.invoke(run)
 
 
 @main.command()
@@ -45,13 +52,13 @@ def main(context: click.Context) -> None:
 @click.option("--containerd", type=_PROGRAM, multiple=True, help="Another containerd.")
 @click.option("--shim", multiple=True, metavar="NAME=PATH", help="Another v2 shim.")
 def run(
-    quick: bool = False,
-    out: Path = Path("build/benchmarks"),
-    names: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    rounds: int | None = None,
-    containerd: tuple[Path, ...] = (),
-    shim: tuple[str, ...] = (),
+    quick: bool,
+    out: Path,
+    names: tuple[str, ...],
+    only: tuple[str, ...],
+    rounds: int | None,
+    containerd: tuple[Path, ...],
+    shim: tuple[str, ...],
 ) -> None:
     """Measure, and write run.json, results.md and plots to --out.
 
@@ -69,6 +76,9 @@ def run(
             workloads = choose_workloads(names, quick, rounds)
         except Unknown as error:
             raise click.ClickException(str(error)) from None
+        for system in () if only else all_systems().values():
+            if program := lacks(system):
+                console.print(f"{system.name} is left out: there is no {program}")
         make_rootfs(folder / "rootfs")
         add_pump(folder / "rootfs")
         made = Run(machine(), {each.name: each.title for each in systems}, quick)

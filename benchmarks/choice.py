@@ -20,15 +20,22 @@ class Unknown(Exception):
 
 
 def choose_systems(names: Sequence[str], extra: Sequence[System]) -> list[System]:
-    """Those named, and all extra ones; without names all. Raises Unknown, also for programs."""
-    there = systems()
-    found = [*_pick(there, names, "system"), *extra]
-    path = found[0].environment()["PATH"] if found else None
-    for system in found:
-        for program in (system.containerd, *system.programs):
-            if not shutil.which(program, path=path):
-                raise Unknown(f"{system.name} needs {program}: scripts/prepare bench")
-    return found
+    """Those named, and all extra ones; without names all whose programs are there.
+
+    Raises Unknown, also when a program of one that was named, or is extra, is missing.
+    """
+    chosen = [each for each in _pick(systems(), names, "system") if names or not lacks(each)]
+    for each in (*chosen, *extra):
+        if program := lacks(each):
+            raise Unknown(f"{each.name} needs {program}: scripts/prepare bench")
+    return [*chosen, *extra]
+
+
+def lacks(system: System) -> str:
+    """The first of its programs that is not on its PATH; "": none."""
+    path = system.environment()["PATH"]
+    programs = (system.containerd, *system.programs)
+    return next((each for each in programs if not shutil.which(each, path=path)), "")
 
 
 def choose_workloads(names: Sequence[str], quick: bool, rounds: int | None) -> list[Workload]:

@@ -45,6 +45,7 @@ class System:
     can: Can
     runtime: str = ""  # containerd's name for it; "": containerd runs, and nothing is run by it
     most: int = 1_000_000  # more containers than this it is not asked for
+    slow: int = 1  # it is asked for so many times fewer lives
     programs: Sequence[str] = ()  # what has to be on the PATH
     containerd = "containerd"  # the program
     folders: Sequence[Path] = ()  # first in its containerd's PATH

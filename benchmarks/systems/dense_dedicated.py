@@ -13,6 +13,7 @@ class DenseDedicated(DenseHost):
     title = "denseshim, dedicated"
     can = Can.OUTPUT | Can.TASKS | Can.LIFE
     most = 10  # each is three processes and some 40 MB
+    slow = 10  # which are started for each
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {"DENSESHIM_SHARE": "container"}

@@ -30,7 +30,7 @@ class Memory(Workload):
     title = "Memory"
     stage = "crowd"
     order = 10
-    full = {"rounds": 3, "most": 1000}
+    full = {"rounds": 2, "most": 1000}
     quick = {"rounds": 1, "most": 50}  # 2 is the least
 
     @property

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.choice import Unknown, choose_workloads, extra_systems
+from benchmarks import choice
+from benchmarks.__main__ import main
+from benchmarks.choice import Unknown, choose_systems, choose_workloads, extra_systems
 from benchmarks.claims import BASELINES, FLOOR, SUBJECT
 from benchmarks.systems import systems
 from benchmarks.workloads import Workload, workloads
@@ -45,10 +48,39 @@ def test_quick_has_the_same_sizes_and_no_larger_ones(cls: type[Workload]) -> Non
     assert all(cls.quick[size] <= cls.full[size] for size in cls.full)
 
 
+def test_a_system_whose_programs_are_missing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it was asked for: then that is said."""
+    monkeypatch.setattr(choice.shutil, "which", lambda name, path: name != "containerd-shim")
+    chosen = [each.name for each in choose_systems([], [])]
+    assert "shim_v1" not in chosen
+    assert "runc_v2" in chosen
+    with pytest.raises(Unknown, match="shim_v1 needs containerd-shim"):
+        choose_systems(["shim_v1"], [])
+
+
+def test_an_extra_system_joins_those_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice.shutil, "which", lambda name, path: True)
+    extra = systems()["runc_v2"]
+    extra.name = "extra"
+    assert [each.name for each in choose_systems(["bare"], [extra])] == ["bare", "extra"]
+
+
 def test_rounds_may_be_given() -> None:
     (life,) = choose_workloads(["life"], quick=True, rounds=7)
     assert life.sizes["rounds"] == 7
     assert life.sizes["alone"] == type(life).quick["alone"]
+
+
+@pytest.mark.parametrize("line", [["run"], []])
+def test_without_a_command_it_runs(line: list[str]) -> None:
+    result = CliRunner().invoke(main, [*line, "--quick", "--workload", "nothing"])
+    assert result.exit_code == 1
+    assert "no workload is called nothing" in result.output or "needs root" in result.output
+
+
+def test_help_is_of_all_commands() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert {"run", "report", "readme"} <= set(result.output.split())
 
 
 def test_an_unknown_workload_is_refused() -> None:
