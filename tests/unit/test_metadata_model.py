@@ -10,14 +10,16 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError
 from shim.metadata.store import Store
 from shim.metadata.values import Container, Kind, Layer, Orphans, Snapshot
 
 KEYS = st.sampled_from("abcdef")
-PARENTS = st.sampled_from(["", *"abcdef"])
+NUMBERS = st.integers(0, 11)  # of one that is there; see `_choose`
+# Inner layers are often another image's.
+INNER = st.sampled_from([[], ["a"], ["i"], ["i", "j"], ["i", "j", "k"], ["j", "i"], ["a", "i"]])
 IDS = st.sampled_from(["one", "two", "three"])
 LABELS = st.dictionaries(st.sampled_from(["x", "y", "z.z"]), st.sampled_from(["", "1", "2"]))
 PATHS = st.sampled_from(["labels", "labels.x", "labels.z.z", "image", "rootfs"])
@@ -133,6 +135,8 @@ class Model:
         if merged.rootfs:
             self.need(merged.rootfs)
         self.containers[container.id] = merged
+        if present.rootfs and not self.users(present.rootfs):
+            self.nodes[present.rootfs].held = True
 
     def delete(self, id: str, busy: bool) -> tuple[int, ...]:
         if id not in self.containers:
@@ -169,6 +173,11 @@ def outcome(call: Callable[[], Any]) -> Any:
         return type(error)
 
 
+def _choose(present: list[str], number: int) -> str:
+    """One of those that are there, now and then one that is not."""
+    return present[number % len(present)] if present and number else "none"
+
+
 class Comparison(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -189,48 +198,62 @@ class Comparison(RuleBasedStateMachine):
         if wanted is not None or isinstance(found, type):
             assert found == wanted
 
-    @rule(key=KEYS, parent=PARENTS, readonly=st.booleans())
-    def prepare(self, key: str, parent: str, readonly: bool) -> None:
-        number = self.store.allocate()
+    def snapshot(self, number: int) -> str:
+        return _choose(sorted(self.model.nodes), number)
+
+    def root(self, number: int) -> str:
+        return "" if number % 4 == 1 else self.snapshot(number)
+
+    @rule(key=KEYS, parent=NUMBERS, readonly=st.booleans())
+    def prepare(self, key: str, parent: int, readonly: bool) -> None:
+        above, number = self.root(parent), self.store.allocate()
         self.same(
-            lambda: self.store.prepare(key, parent, readonly, number),
-            lambda: self.model.prepare(key, parent, readonly, number),
+            lambda: self.store.prepare(key, above, readonly, number),
+            lambda: self.model.prepare(key, above, readonly, number),
         )
 
-    @rule(name=KEYS, key=KEYS)
-    def commit(self, name: str, key: str) -> None:
+    @rule(name=KEYS, number=NUMBERS)
+    def commit(self, name: str, number: int) -> None:
+        # Most often of one that may be.
+        active = [key for key, node in self.model.nodes.items() if not node.readonly]
+        key = _choose(sorted(active), number) if number % 4 else self.snapshot(number)
         self.same(lambda: self.store.commit(name, key), lambda: self.model.commit(name, key))
 
-    @rule(keys=st.lists(KEYS, min_size=1, max_size=4), config=st.sampled_from([b"", b"1", b"2"]))
-    def add_image(self, keys: list[str], config: bytes) -> None:
-        layers = [Layer(key, self.store.allocate()) for key in keys]
+    @rule(inner=INNER, top=KEYS, config=st.sampled_from([b"", b"1", b"2"]))
+    def add_image(self, inner: list[str], top: str, config: bytes) -> None:
+        layers = [Layer(key, self.store.allocate()) for key in [*inner, top]]
         self.same(
             lambda: self.store.add_image(layers, config),
             lambda: self.model.add_image(layers, config),
         )
 
-    @rule(key=KEYS)
-    def remove(self, key: str) -> None:
+    @rule(number=NUMBERS)
+    def remove(self, number: int) -> None:
+        key = self.snapshot(number)
         self.same(lambda: self.store.remove(key), lambda: self.model.remove(key))
 
-    @rule(id=IDS, labels=LABELS, root=PARENTS)
-    def create(self, id: str, labels: dict[str, str], root: str) -> None:
-        container = Container(id, labels, rootfs=root)
+    @rule(id=IDS, labels=LABELS, root=NUMBERS)
+    def create(self, id: str, labels: dict[str, str], root: int) -> None:
+        container = Container(id, labels, rootfs=self.root(root))
         self.same(
             lambda: self.store.create_container(container),
             lambda: self.model.create(container),
         )
 
-    @rule(id=IDS, labels=LABELS, root=PARENTS, mask=st.lists(PATHS, max_size=3))
-    def update(self, id: str, labels: dict[str, str], root: str, mask: list[str]) -> None:
-        container = Container(id, labels, f"image-{root}", rootfs=root)
+    @precondition(lambda self: self.model.containers)
+    @rule(number=NUMBERS, labels=LABELS, root=NUMBERS, mask=st.lists(PATHS, max_size=3))
+    def update(self, number: int, labels: dict[str, str], root: int, mask: list[str]) -> None:
+        id = _choose(sorted(self.model.containers), number)
+        container = Container(id, labels, f"image-{root}", rootfs=self.root(root))
         self.same(
             lambda: self.store.update_container(container, mask),
             lambda: self.model.update(container, mask),
         )
 
-    @rule(id=IDS, busy=st.booleans())
-    def delete(self, id: str, busy: bool) -> None:
+    @precondition(lambda self: self.model.containers)
+    @rule(number=NUMBERS, busy=st.booleans())
+    def delete(self, number: int, busy: bool) -> None:
+        id = _choose(sorted(self.model.containers), number)
         self.same(
             lambda: self.store.delete_container(id, lambda _: busy),
             lambda: self.model.delete(id, busy),
@@ -267,7 +290,7 @@ class Comparison(RuleBasedStateMachine):
 
 
 Comparison.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=200, stateful_step_count=50, deadline=None, derandomize=True
 )
 
 

@@ -488,6 +488,22 @@ def test_a_layer_is_shared_on_the_same_parent_only(store):
     assert len(store.list_snapshots()) == 4
 
 
+def test_an_inner_layer_that_a_container_has_had_can_be_removed(store):
+    image(store, "inner", "image")
+    store.create_container(Container("c", rootfs="inner"))
+    assert store.remove("image") == (2,)
+    store.update_container(Container("c"), ["rootfs"])
+    assert [snapshot.key for snapshot in store.list_snapshots()] == ["inner"]
+    assert store.remove("inner") == (1,)
+
+
+def test_an_inner_layer_goes_with_the_container_that_had_it_last(store):
+    image(store, "inner", "image")
+    store.create_container(Container("c", rootfs="inner"))
+    assert store.remove("image") == (2,)
+    assert store.delete_container("c", idle) == (1,)
+
+
 def test_an_image_has_a_layer(store):
     with pytest.raises(InvalidArgument, match="needs a layer"):
         store.add_image([])

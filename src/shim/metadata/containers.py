@@ -72,6 +72,7 @@ def update(connection: sqlite3.Connection, container: Container, mask: Sequence[
         (merged.image, merged.runtime, merged.spec, merged.rootfs or None, time.time_ns(),
          merged.id),
     )  # fmt: skip
+    snapshots.keep(connection, present.rootfs)
     connection.execute("DELETE FROM labels WHERE container = ?", (merged.id,))
     _set_labels(connection, merged.id, merged.labels)
     return get(connection, merged.id)

@@ -168,6 +168,11 @@ def release(connection: sqlite3.Connection, key: str) -> tuple[int, ...]:
     return () if row is None else _free(connection, row[0])
 
 
+def keep(connection: sqlite3.Connection, key: str) -> None:
+    """Hold the snapshot that a container had as its root, if that was its last use."""
+    connection.execute(f"UPDATE snapshots SET held = 1 WHERE key = ? AND {_IS_UNUSED}", (key,))
+
+
 def free_orphans(connection: sqlite3.Connection, present: Collection[int], newest: int) -> Orphans:
     """Forget the records that have no directory in `present`, up to the number `newest`.
 
