@@ -75,23 +75,28 @@ ENTRIES = st.lists(
 
 
 class Refused(Exception):
-    pass
+    """An archive that cannot be unpacked."""
+
+
+class Unclear(Exception):
+    """A layer that overlay and a copy may show differently: no program makes such."""
 
 
 def model_apply(below, entries):
-    """What a layer on `below` shows, or Refused."""
+    """What a layer on `below` shows. Raises Refused, Unclear."""
     shown = dict(below)
     own = {}
+    hidden = [path for kind, path, _ in entries if kind == "hide"]
     for kind, path, _ in entries:  # only what is below is hidden
         if kind == "hide":
             forget(shown, path, itself=True)
-        elif kind == "empty" and shown.get(path, b"") is None:
-            forget(shown, path, itself=False)
+        elif kind == "empty":
+            if any(path == other or path.startswith(f"{other}/") for other in hidden):
+                raise Unclear
+            if shown.get(path, b"") is None:
+                forget(shown, path, itself=False)
     for kind, path, what in entries:
-        if kind in ("hide", "empty"):
-            parent = path if kind == "empty" else path.rpartition("/")[0]
-            model_parents(shown, own, parent)
-        else:
+        if kind not in ("hide", "empty"):
             model_add(shown, own, kind, path, what)
     return shown
 
@@ -111,7 +116,7 @@ def model_parents(shown, own, path):
         if name in own:
             raise Refused
         if shown.get(name) is not None:
-            forget(shown, name, itself=True)
+            raise Unclear
         own[name] = shown[name] = None
 
 
@@ -148,6 +153,7 @@ class LayoutMaker:
     def __init__(self, path):
         self.path = path
         self.manifests = []
+        self.packed = []  # the descriptors of the layers
         (path / "blobs" / "sha256").mkdir(parents=True)
         (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
@@ -160,25 +166,30 @@ class LayoutMaker:
     def json(self, value, media_type):
         return self.blob(json.dumps(value).encode(), media_type)
 
-    def image(self, layers, config=None, platform=None, name=None, **changes):
-        """Add an image of these tars; `changes` are of its manifest. Its descriptor."""
+    def image(self, layers, config=None, platform=None, name=None, diff_ids=None):
+        """Add an image of these tars; its descriptor. diff_ids: what the config says they are."""
         platform = platform or {"os": "linux", "architecture": "amd64"}
         facts = {
             **platform,
             "config": config or {},
             "rootfs": {
                 "type": "layers",
-                "diff_ids": [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers],
+                "diff_ids": [
+                    f"sha256:{hashlib.sha256(data).hexdigest()}" for data in diff_ids or layers
+                ],
             },
         }
-        packed = [gzip.compress(data, 1, mtime=0) for data in layers]
+        packed = [
+            self.blob(
+                gzip.compress(data, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip"
+            )
+            for data in layers
+        ]
+        self.packed += packed
         manifest = {
             "schemaVersion": 2,
             "config": self.json(facts, "application/vnd.oci.image.config.v1+json"),
-            "layers": [
-                self.blob(data, "application/vnd.oci.image.layer.v1.tar+gzip") for data in packed
-            ],
-            **changes,
+            "layers": packed,
         }
         descriptor = self.json(manifest, "application/vnd.oci.image.manifest.v1+json")
         if name:

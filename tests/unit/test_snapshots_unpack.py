@@ -12,8 +12,9 @@ from shim.errors import InvalidArgument
 from shim.snapshots import unpack, walk
 from shim.snapshots.entry import Entry, Type
 from shim.snapshots.inflate import Exact
+from shim.snapshots.layers import OPAQUE
 from shim.snapshots.limits import Budget, Limits, Meter
-from shim.snapshots.tree import OPAQUE, Tree
+from shim.snapshots.tree import Tree
 from tests.fakes.archives import (
     ENTRIES,
     Refused,
@@ -283,7 +284,21 @@ def test_a_directory_in_the_place_of_a_file_shows_nothing_from_below(root, lower
 def test_an_opaque_directory_is_marked(root, lower):
     layer(root, member("d/.wh..wh..opq"), member("e/.wh..wh..opq"), lowers=[lower])
     assert is_opaque(root / "d")
-    assert is_opaque(root / "e")
+    assert os.listdir(root) == ["d"], "there is nothing to be hidden in e"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_no_whiteout_is_where_it_would_be_seen(root, lower, swapped):
+    """Overlay shows whiteouts in a directory that shows nothing from below."""
+    members = [member("d/.wh.old"), member("d/.wh..wh..opq")]
+    layer(root, *(members[::-1] if swapped else members), member("e/.wh.x"), lowers=[lower])
+    assert listing(root) == {"d": (stat.S_IFDIR, None)}
+
+
+def test_an_opaque_root_hides_all(root, lower):
+    layer(root, member("f", content=b"own"), member(".wh..wh..opq"), lowers=[lower])
+    assert is_whiteout(root / "d")
+    assert listing(root)["f"] == ("file", b"own")
 
 
 def test_without_anything_below_whiteouts_mean_nothing(root):

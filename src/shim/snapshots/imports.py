@@ -6,7 +6,6 @@ but directories without a record.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -19,13 +18,14 @@ from shim import syscalls as sc
 from shim.errors import AlreadyExists, InvalidArgument, NotFound
 from shim.metadata.snapshots import check_key
 from shim.metadata.values import Kind, Layer, Snapshot
+from shim.snapshots import layers
 from shim.snapshots.image import Defaults, defaults
 from shim.snapshots.inflate import Exact, Source, inflated
 from shim.snapshots.limits import Budget, Limits, Meter, Progress
 from shim.snapshots.oci import Image, Layout, Summed, is_layout, parse_platform
 from shim.snapshots.refusal import refusal
 from shim.snapshots.snapshotter import Snapshotter
-from shim.snapshots.tree import OPAQUE, Tree
+from shim.snapshots.tree import Tree
 from shim.snapshots.unpack import copy_tree, remove_hidden, unpack, unpack_layer
 
 _USERS_LIMIT: Final = 4 << 20
@@ -170,7 +170,7 @@ class _Import:
     def _stacked_layers(
         self, layout: Layout, image: Image, made: list[int], stack: ExitStack
     ) -> Imported:
-        layers: list[Layer] = []
+        records: list[Layer] = []
         lowers: list[int] = []  # the uppermost first
         lost = 0
         for position, chain_id in enumerate(image.chain_ids()):
@@ -178,13 +178,13 @@ class _Import:
             tree = self._tree(root, lowers)
             self._apply(layout, image, position, tree, (unpack_layer,))
             tree.finish()
-            layers.append(Layer(chain_id, number))
+            records.append(Layer(chain_id, number))
             lowers.insert(0, root)
             lost += tree.lost
         number, root = self._begin(made, stack)
         self._tree(root, lowers).finish()
-        layers.append(Layer(self._name, number))
-        return self._record(layers, _defaults(image, lowers), lost)
+        records.append(Layer(self._name, number))
+        return self._record(records, _defaults(image, lowers), lost)
 
     def _copied_layers(
         self, layout: Layout, image: Image, made: list[int], stack: ExitStack
@@ -224,12 +224,13 @@ class _Import:
     def _tree(self, root: int, lowers: Sequence[int] = ()) -> Tree:
         return Tree(root, self._budget, lowers, self._wishes.devices)
 
-    def _record(self, layers: Sequence[Layer], found: Defaults | None, lost: int) -> Imported:
+    def _record(self, records: Sequence[Layer], found: Defaults | None, lost: int) -> Imported:
+        self._snapshotter.flush()
         store = self._snapshotter.store
-        unused = store.add_image(layers, b"" if found is None else found.to_bytes())
+        unused = store.add_image(records, b"" if found is None else found.to_bytes())
         self._snapshotter.discard(unused)
-        parent = layers[-2].key if len(layers) > 1 else ""
-        snapshot = Snapshot(self._name, parent, Kind.COMMITTED, True, layers[-1].directory)
+        parent = records[-2].key if len(records) > 1 else ""
+        snapshot = Snapshot(self._name, parent, Kind.COMMITTED, True, records[-1].directory)
         return Imported(snapshot, found or Defaults(), lost)
 
 
@@ -245,52 +246,22 @@ def _check_new(snapshotter: Snapshotter, name: str) -> None:
     raise AlreadyExists(f"there is a snapshot {name!r} already; remove it, or take another name")
 
 
-def _defaults(image: Image, layers: Sequence[int]) -> Defaults:
-    passwd, group = (_text(layers, name) for name in ("passwd", "group"))
+def _defaults(image: Image, stack: Sequence[int]) -> Defaults:
+    passwd, group = (_text(stack, name) for name in ("passwd", "group"))
     return defaults(image.config, passwd, group)
 
 
-def _text(layers: Sequence[int], name: str) -> str:
-    """/etc/NAME of an image, the uppermost layer first; "" if there is none.
+def _text(stack: Sequence[int], name: str) -> str:
+    """/etc/NAME as the layers show it, the uppermost first; "" if there is none.
 
     Raises what an OSError stands for.
     """
     try:
-        for layer in layers:
-            found = _look(layer, f"etc/{name}")
-            if found is not None:
-                return found
+        shown = layers.find(stack, ("etc", name))
+        if shown is None or not stat.S_ISREG(shown.facts.st_mode):
+            return ""
+        file = sc.open_inside(shown.layer, f"etc/{name}", os.O_RDONLY | os.O_NOFOLLOW)
+        with open(file, "rb") as text:
+            return os.fsdecode(text.read(_USERS_LIMIT))
     except OSError as error:
         raise refusal(f"read /etc/{name} of the image", error) from error
-    return ""
-
-
-def _look(layer: int, path: str) -> str | None:
-    """What the layer has there; None when that is up to the layers below. Raises OSError."""
-    try:
-        found = sc.open_inside(layer, path, os.O_PATH)
-    except FileNotFoundError:
-        return "" if _is_opaque(layer, os.path.dirname(path)) else None
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            return ""
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return ""
-        # By its descriptor: a FIFO or a device in its place is never opened.
-        with open(f"/proc/self/fd/{found}", "rb") as file:
-            return os.fsdecode(file.read(_USERS_LIMIT))
-    finally:
-        os.close(found)
-
-
-def _is_opaque(layer: int, path: str) -> bool:
-    try:
-        found = sc.open_inside(layer, path, os.O_PATH)
-    except FileNotFoundError:
-        return False
-    try:
-        return OPAQUE in os.listxattr(f"/proc/self/fd/{found}")
-    finally:
-        os.close(found)

@@ -17,7 +17,7 @@ from typing import Final
 from shim import syscalls as sc
 from shim.errors import FailedPrecondition
 from shim.model import Mount
-from shim.snapshots.tree import OPAQUE
+from shim.snapshots.layers import OPAQUE
 
 # OVL_MAX_STACK; one more is the container's own.
 LAYERS_LIMIT: Final = 500

@@ -19,7 +19,7 @@ from shim.errors import FailedPrecondition, InvalidArgument, NotFound, ShimError
 from shim.metadata.store import Store
 from shim.metadata.values import Kind, Orphans, Snapshot
 from shim.model import Mount
-from shim.snapshots import overlay, walk
+from shim.snapshots import disk, overlay, walk
 from shim.snapshots.limits import Budget, Limits, Meter
 from shim.snapshots.refusal import refusal
 from shim.snapshots.tree import Tree
@@ -118,6 +118,7 @@ class Snapshotter:
 
         Raises what Store raises.
         """
+        self.flush()
         snapshot = self.store.commit(name, key)
         self._remove_work(snapshot.directory)
         return snapshot
@@ -145,6 +146,11 @@ class Snapshotter:
                 self._remove_directory(number)
             except OSError as error:
                 _log.warning("cannot remove %s: %s", self.root / str(number), error)
+
+    def flush(self) -> None:
+        """Wait until all that was written is on the disk, before a record says that it is there."""
+        with _telling(f"write {self.root} to the disk"):
+            disk.flush(self.root)
 
     def files(self, number: int) -> Path:
         """Where the files of that directory are."""

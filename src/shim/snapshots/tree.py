@@ -2,9 +2,6 @@
 
 Every path is resolved by the kernel as if that directory were / (openat2(2), RESOLVE_IN_ROOT);
 the last name is never followed. So it does not matter what links an archive makes first.
-
-A layer of overlay (kernel: Documentation/filesystems/overlayfs.rst) hides a file below it by a
-character device 0:0 of that name, and all of a directory by trusted.overlay.opaque.
 """
 
 from __future__ import annotations
@@ -13,19 +10,18 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 from shim import syscalls as sc
 from shim.errors import InvalidArgument
-from shim.snapshots import walk
+from shim.snapshots import layers, walk
 from shim.snapshots.entry import DEVICES, Entry, Type, parts_of
 from shim.snapshots.limits import Budget
 from shim.snapshots.refusal import refusal
 
 Content = Iterable[tuple[int, bytes]]
 
-OPAQUE: Final = "trusted.overlay.opaque"
 _RESERVED: Final = ("trusted.overlay.", "user.overlay.")
 
 _FIND: Final = os.O_PATH | os.O_DIRECTORY
@@ -62,7 +58,7 @@ class Tree:
         self._times: dict[str, tuple[int, int]] = {}
         self.lost = 0  # extended attributes that this file system does not take
         with _told("import the root directory"):
-            self._inherit(root, "")
+            self._inherit(root, ())
 
     def add(self, entry: Entry, content: Content = ()) -> None:
         """Make a file, or change a directory that is there; what else is there goes."""
@@ -78,24 +74,25 @@ class Tree:
                 self._change_root(entry)
 
     def hide(self, name: str) -> None:
-        """Hide what the layers below have of that name; what this layer has of it stays."""
+        """Hide what the layers below show of that name; what this layer has of it stays."""
         with _told(f"import the whiteout of {name[:200]!r}"):
             parts = parts_of(name)
             self._budget.take_entry()
             if not parts:
                 raise InvalidArgument("a layer may not hide its own root")
-            if self._lowers:
-                with self._made(parts[:-1]) as parent:
-                    self._hide(parent, parts[-1])
+            self._hide(parts)
 
     def hide_below(self, name: str) -> None:
-        """Hide all that the layers below have in the directory of that name."""
+        """Hide all that the layers below show in the directory of that name."""
         with _told(f"import {name[:200]!r} as opaque"):
             parts = parts_of(name)
             self._budget.take_entry()
-            if self._lowers:
-                with self._made(parts) as found:
-                    os.setxattr(f"/proc/self/fd/{found}", OPAQUE, b"y")
+            if parts:
+                self._hide_below(parts)
+                return
+            # Overlay does not look whether a root is opaque.
+            for inner in sorted({name for lower in self._lowers for name in os.listdir(lower)}):
+                self._hide([inner])
 
     def remove(self, name: str) -> None:
         """Remove what is there of that name, for a layer that is put upon a copy."""
@@ -104,24 +101,18 @@ class Tree:
             self._budget.take_entry()
             if not parts:
                 raise InvalidArgument("a layer may not remove its own root")
-            parent = self._find("/".join(parts[:-1]))
-            if parent is not None:
-                try:
+            if isinstance(layers.look(self._root, parts), os.stat_result):
+                with self._made(parts[:-1]) as parent:
                     walk.remove(parent, parts[-1])
-                finally:
-                    os.close(parent)
 
     def remove_below(self, name: str) -> None:
         """Remove all that is in the directory of that name, if there is one."""
         with _told(f"empty {name[:200]!r}"):
             parts = parts_of(name)
             self._budget.take_entry()
-            found = self._find("/".join(parts))
-            if found is not None:
-                try:
-                    walk.remove_below_name(found, ".")
-                finally:
-                    os.close(found)
+            if _is_directory(layers.look(self._root, parts)):
+                with self._made(parts) as directory:
+                    walk.remove_below_name(directory, ".")
 
     def finish(self) -> None:
         """Give the directories their times. Nothing may be added afterwards."""
@@ -190,7 +181,7 @@ class Tree:
             raise InvalidArgument(f"it is a link to {entry.link[:200]!r}, which is not there")
         try:
             facts = os.stat(target[-1], dir_fd=above, follow_symlinks=False)
-            if stat.S_ISDIR(facts.st_mode) or _is_whiteout(facts):
+            if stat.S_ISDIR(facts.st_mode) or layers.is_whiteout(facts):
                 raise InvalidArgument(f"it is a link to {entry.link[:200]!r}, which is no file")
             if _is_same(parent, name, facts):
                 return
@@ -209,14 +200,37 @@ class Tree:
         finally:
             os.close(root)
 
-    def _hide(self, parent: int, name: str) -> None:
-        try:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=parent)
+    def _hide(self, parts: list[str]) -> None:
+        # In a directory that shows nothing from below, a whiteout itself would be seen.
+        if layers.find(self._lowers, parts) is None:
             return
-        if stat.S_ISDIR(found.st_mode):
-            self._set_opaque(parent, name)
+        own = layers.look(self._root, parts)
+        if own is layers.Nothing.BELOW:
+            with self._made(parts[:-1]) as parent:
+                os.mknod(parts[-1], stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=parent)
+        elif _is_directory(own):
+            self._make_opaque(parts)
+
+    def _hide_below(self, parts: list[str]) -> None:
+        below = layers.find(self._lowers, parts)
+        own = layers.look(self._root, parts)
+        if below is None or not _is_directory(below.facts):
+            return
+        if own is layers.Nothing.BELOW or _is_directory(own):
+            self._make_opaque(parts)
+
+    def _make_opaque(self, parts: list[str]) -> None:
+        with self._made(parts) as found:
+            directory = os.open(".", _OPEN_DIRECTORY, dir_fd=found)
+            try:
+                os.setxattr(directory, layers.OPAQUE, b"y")
+                # There is nothing left to be hidden: they would be seen.
+                with closing(walk.walk(directory)) as files:
+                    for file in files:
+                        if layers.is_whiteout(file.facts):
+                            os.unlink(file.names[-1], dir_fd=file.directory)
+            finally:
+                os.close(directory)
 
     @contextmanager
     def _made(self, parts: Sequence[str]) -> Iterator[int]:
@@ -254,7 +268,7 @@ class Tree:
             raise InvalidArgument(f"{path[:200]!r} is no directory, nor leads to one") from error
         try:
             os.fchmod(directory, 0o755)
-            self._inherit(directory, path)
+            self._inherit(directory, parts)
         finally:
             os.close(directory)
         return sc.open_inside(parent, parts[-1], _FIND | os.O_NOFOLLOW)
@@ -269,7 +283,7 @@ class Tree:
         except FileNotFoundError:
             os.mkdir(name, 0o700, dir_fd=parent)
         else:
-            if keep and not _is_whiteout(found):
+            if keep and not layers.is_whiteout(found):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
             if not stat.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=parent)
@@ -282,26 +296,18 @@ class Tree:
     def _set_opaque(self, parent: int, name: str) -> None:
         directory = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
         try:
-            os.setxattr(directory, OPAQUE, b"y")
+            os.setxattr(directory, layers.OPAQUE, b"y")
         finally:
             os.close(directory)
 
-    def _inherit(self, directory: int, path: str) -> None:
-        """Give an unmentioned directory what the uppermost of the lower ones has."""
-        for lower in self._lowers:
+    def _inherit(self, directory: int, parts: Sequence[str]) -> None:
+        """Give an unmentioned directory what the one has that is seen below."""
+        shown = layers.find(self._lowers, parts)
+        if shown is not None and _is_directory(shown.facts):
+            path = "/".join(parts)
+            found = sc.open_inside(shown.layer, path or ".", _FIND)
             try:
-                found = sc.open_inside(lower, path or ".", os.O_PATH | os.O_NOFOLLOW)
-            except OSError as error:
-                if error.errno == errno.ENOENT:
-                    continue
-                if error.errno in _NOT_THERE:
-                    return
-                raise
-            try:
-                facts = os.fstat(found)
-                if stat.S_ISDIR(facts.st_mode):
-                    self._copy_attributes(found, facts, directory, path)
-                return
+                self._copy_attributes(found, shown.facts, directory, path)
             finally:
                 os.close(found)
 
@@ -382,8 +388,8 @@ def _fill(file: int, size: int, content: Content) -> None:
         os.ftruncate(file, size)
 
 
-def _is_whiteout(facts: os.stat_result) -> bool:
-    return stat.S_ISCHR(facts.st_mode) and facts.st_rdev == 0
+def _is_directory(found: object) -> bool:
+    return isinstance(found, os.stat_result) and stat.S_ISDIR(found.st_mode)
 
 
 def _is_same(parent: int, name: str, facts: os.stat_result) -> bool:
