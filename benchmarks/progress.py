@@ -39,6 +39,7 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._bar.update(self._task, completed=self._begun + 1)
         self._bar.stop()
 
     def begin(self, workload: Workload, system: System, turn: int) -> None:

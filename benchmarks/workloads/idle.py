@@ -24,7 +24,7 @@ class Idle(Workload):
     stage = "crowd"
     order = 15
     full = {"rounds": 2, "containers": 1000, "seconds": 30}
-    quick = {"rounds": 1, "containers": 50, "seconds": 5}
+    quick = {"rounds": 1, "containers": 50, "seconds": 3}
 
     def figures(self) -> Sequence[Figure]:
         count, seconds = self.sizes["containers"], self.sizes["seconds"]
