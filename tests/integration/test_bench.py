@@ -138,6 +138,24 @@ def test_a_run_that_is_told_to_end_leaves_nothing(folder: Path) -> None:
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{PREFIX}-{harness.pid}-*"))
 
 
+def test_the_example_brings_all_output_and_prints_percentiles(folder: Path) -> None:
+    """Its host has a /run/denseshim of its own, and is stopped in the end."""
+    script = f"""
+mkdir -p /run/denseshim && mount -t tmpfs -o mode=0700 example /run/denseshim || exit
+{sys.executable} -m benchmarks.examples.thousand --containers 3
+status=$?
+{Path(sys.executable).with_name("denseshim")} host --stop
+exit $status
+"""
+    line = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "30000 of 30000 bytes" in done.stdout
+    rows = [row.split() for row in done.stdout.splitlines()[1:6]]
+    calls = ["launch", "create", "start", "state", "delete"]
+    assert [row[:2] for row in rows] == [[name, "3"] for name in calls]
+
+
 def test_what_fails_on_one_system_is_told_and_leaves_nothing(folder: Path) -> None:
     there = systems()
     made = run(folder, [Stubborn({"rounds": 2})], [there["runc_v2"], there["dense_host"], Broken()])
