@@ -27,17 +27,34 @@ class Bare(System):
 
     def calls(self, session: Session) -> list[Step]:
         """The runtime's part alone."""
-        id = session.new_id()
-        bundle = session.place.folder / id
-        outside = session.place.outside(bundle)
+        made = Bundle(session, "true")
+        return [*made.begin(), {"reap": made.pid_file}, made.delete()]
+
+
+class Bundle:
+    """A container for runc, and the command lines of what is done with it."""
+
+    def __init__(self, session: Session, *args: str) -> None:
+        self.id = session.new_id()
+        self.folder = session.place.folder / self.id
+        self.pid_file = str(self.folder / "init.pid")
+        outside = session.place.outside(self.folder)
         outside.mkdir()
-        (outside / "config.json").write_text(json.dumps(session.spec(id, "true")))
-        runc = ["runc", "--root", str(session.place.folder / "runc")]
-        runc += ["--log", str(bundle / "log.json"), "--log-format", "json"]
-        pid_file = str(bundle / "init.pid")
-        return [
-            [*runc, "create", "--bundle", str(bundle), "--pid-file", pid_file, id],
-            [*runc, "start", id],
-            {"reap": pid_file},
-            [*runc, "delete", id],
-        ]
+        (outside / "config.json").write_text(json.dumps(session.spec(self.id, *args)))
+        (outside / "process.json").write_text(json.dumps(session.process("true")))
+        self._runc = ["runc", "--root", str(session.place.folder / "runc")]
+        self._runc += ["--log", str(self.folder / "log.json"), "--log-format", "json"]
+
+    def begin(self) -> list[Step]:
+        create = ["create", "--bundle", str(self.folder), "--pid-file", self.pid_file, self.id]
+        return [[*self._runc, *create], [*self._runc, "start", self.id]]
+
+    def exec(self) -> list[Step]:
+        """Run `true` in it."""
+        pid_file = str(self.folder / "exec.pid")
+        process = str(self.folder / "process.json")
+        options = ["--process", process, "--detach", "--pid-file", pid_file]
+        return [[*self._runc, "exec", *options, self.id], {"reap": pid_file}]
+
+    def delete(self, *options: str) -> list[str]:
+        return [*self._runc, "delete", *options, self.id]
