@@ -75,6 +75,14 @@ class BlockingPool:
         self._threads = 0
 
     async def _reserve_thread(self, what: str, limit: float) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # at once
+        else:
+            await self._await_thread(what, limit)
+        if self._threads <= self._busy and self._threads < SIZE:
+            self._add_thread(what)
+
+    async def _await_thread(self, what: str, limit: float) -> None:
         try:
             async with asyncio.timeout(limit if self._stuck < SIZE else 0):
                 await self._free.acquire()
@@ -83,8 +91,6 @@ class BlockingPool:
                 f"cannot {what}: all {SIZE} threads for blocking calls are waiting for the "
                 "kernel; look for a file system that hangs"
             ) from error
-        if self._threads <= self._busy and self._threads < SIZE:
-            self._add_thread(what)
 
     def _add_thread(self, what: str) -> None:
         try:

@@ -51,14 +51,14 @@ class Store:
         """
         path = self._path(name)
         data = json.dumps({"version": VERSION, "state": value}).encode()
-        # A temporary file that is there is a dead writer's.
-        temporary = path.with_name(f".{name}")
-        temporary.unlink(missing_ok=True)
+        # A temporary file that is there is a dead writer's; the directory is nobody else's.
+        temporary = f"{self._directory}/.{name}"
         try:
-            _write_new(temporary, data)
-            temporary.rename(path)
+            _write_anew(temporary, data)
+            os.rename(temporary, path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
 
     def read(self, name: str) -> dict[str, Any] | None:
@@ -66,7 +66,7 @@ class Store:
 
         Raises CorruptState, OSError, ValueError for a wrong name.
         """
-        path = self._path(name)
+        path = Path(self._path(name))
         try:
             data = _read_regular(path)
         except FileNotFoundError:
@@ -81,17 +81,19 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Forget the value, if there is one. Raises OSError, ValueError for a wrong name."""
-        self._path(name).unlink(missing_ok=True)
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def destroy(self) -> None:
         """Remove the directory with all that is in it, if it is still there. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a state file")
-        return self._directory / f"{name}{_SUFFIX}"
+        return f"{self._directory}/{name}{_SUFFIX}"
 
 
 def _check_private(directory: Path) -> None:
@@ -105,10 +107,15 @@ def _check_private(directory: Path) -> None:
         )
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
+def _write_anew(path: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(path, flags, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+    finally:
+        os.close(file)
 
 
 def _read_regular(path: Path) -> bytes:

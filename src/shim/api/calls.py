@@ -96,11 +96,12 @@ class Calls:
 
     async def _serve(self, incoming: Incoming) -> None:
         call = Call(incoming.id, incoming.listener, incoming.pid, list(incoming.descriptors))
-        answered = asyncio.Event()
+        answered = False
 
         def answer(message: Message) -> None:
-            if not answered.is_set():
-                answered.set()
+            nonlocal answered
+            if not answered:
+                answered = True
                 self._keeper.respond(call.id, success(message))
 
         call.answer = answer
@@ -112,7 +113,7 @@ class Calls:
         except DecodeError as error:
             self._refuse(call, InvalidArgument(f"this is no ttrpc request: {error}"))
         except ShimError as error:
-            if not answered.is_set():
+            if not answered:
                 self._refuse(call, error)
         finally:
             for descriptor in call.descriptors:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shim.keeper.packet import ROOM, check_size, receive, send
 from shim.keeper.records import Kind, Record
@@ -44,6 +44,7 @@ class Channel:
         self._serials = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Record]] = {}
         self._unsent: deque[_Unsent] = deque()
+        self._blocked = False  # the socket takes no more: its writer is watched
         self._room = bytearray(ROOM)
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
@@ -91,7 +92,7 @@ class Channel:
     def _expecting(self, record: Record) -> Iterator[tuple[Record, asyncio.Future[Record]]]:
         """The request with a serial of its own, and the future of its reply, within the block."""
         future: asyncio.Future[Record] = self._loop.create_future()
-        record = replace(record, serial=next(self._serials))
+        record = record._replace(serial=next(self._serials))
         self._waiting[record.serial] = future
         try:
             yield record, future
@@ -112,6 +113,7 @@ class Channel:
                     send(self._socket, first.record, first.payload, first.descriptors)
             except BlockingIOError:
                 self._loop.add_writer(self._socket, self._flush)
+                self._blocked = True
                 return
             except (BrokenPipeError, ConnectionResetError):
                 self._gone()
@@ -123,7 +125,9 @@ class Channel:
                     return
                 first.asked.set_exception(error)
             self._unsent.popleft()
-        self._loop.remove_writer(self._socket)
+        if self._blocked:
+            self._loop.remove_writer(self._socket)
+            self._blocked = False
 
     def _readable(self) -> None:
         while True:

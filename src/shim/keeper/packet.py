@@ -7,7 +7,6 @@ import fcntl
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from shim.keeper.records import (
@@ -22,6 +21,7 @@ from shim.keeper.records import (
 
 ROOM = LAYOUT.size + MOST_INLINE + 1  # one byte more than any packet has
 
+_LARGE = int(Flag.LARGE)  # each packet asks, and an IntFlag answers slowly
 _ANCILLARY = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -55,7 +55,7 @@ def send(sock: socket.socket, record: Record, payload: bytes, descriptors: Seque
         return
     memory = sealed_memory("payload", payload)
     try:
-        large = replace(record, flags=record.flags | Flag.LARGE)
+        large = record._replace(flags=record.flags | _LARGE)
         socket.send_fds(sock, [large.pack()], [memory, *descriptors])
     finally:
         os.close(memory)
@@ -91,13 +91,13 @@ def receive(sock: socket.socket, room: bytearray) -> Packet | None:
 
 def _unwrap(data: memoryview, descriptors: list[int]) -> Packet:
     record = unpack(data)
-    if not record.flags & Flag.LARGE:
+    if not record.flags & _LARGE:
         return Packet(record, bytes(data[LAYOUT.size :]), descriptors)
     if not descriptors:
         raise ValueError("a large payload came without its memory")
     payload = _read(descriptors[0])
     os.close(descriptors.pop(0))
-    return Packet(replace(record, flags=record.flags & ~Flag.LARGE), payload, descriptors)
+    return Packet(record._replace(flags=record.flags & ~_LARGE), payload, descriptors)
 
 
 def _read(memory: int) -> bytes:

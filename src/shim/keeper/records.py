@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 
 class Kind(enum.IntEnum):
@@ -74,8 +74,7 @@ MOST_PAYLOAD = (4 << 20) + (64 << 10)
 LAYOUT = struct.Struct("<2I5Qi3I")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record. `error` is an errno, `time` nanoseconds since the epoch; unused fields are 0."""
 
     kind: int
@@ -92,11 +91,11 @@ class Record:
 
     def pack(self) -> bytes:
         """The record's LAYOUT.size bytes."""
-        return LAYOUT.pack(*astuple(self))
+        return LAYOUT.pack(*self)
 
 
 def unpack(data: bytes | memoryview) -> Record:
     """The record that a packet begins with. Raises ValueError when the packet is too short."""
     if len(data) < LAYOUT.size:
         raise ValueError(f"a record of {len(data)} bytes instead of {LAYOUT.size}")
-    return Record(*LAYOUT.unpack_from(data))
+    return Record._make(LAYOUT.unpack_from(data))

@@ -225,10 +225,11 @@ class Container:
             check(operation, self.status, self.facts.id)
             try:
                 await run(self.runtime.using(self._spawn_as(operation.value, request)))
-                self._took_effect(_LEADS_TO.get(operation, self.facts.status), type)
-            finally:
+            except BaseException:
                 self.facts.intent = {}
                 self.save()
+                raise
+            self._took_effect(_LEADS_TO.get(operation, self.facts.status), type)
 
     def _spawn_as(self, name: str, request: int) -> Callable[[Command], Awaitable[Spawn]]:
         async def spawn(command: Command) -> Spawn:

@@ -105,6 +105,8 @@ class Creation:
 
     async def _mount(self, init: Process) -> None:
         """Mount the root file system. The record knows first: who finds it knows what to undo."""
+        if not self._request.rootfs:
+            return
         self._facts.mounts = len(self._request.rootfs)
         self._home.record.save(self._facts, init)
         rootfs = self._bundle / "rootfs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from shim.keeper.client import Child, Held
@@ -127,7 +127,7 @@ class Process:
             "env": list(self.spec.env),
             "cwd": self.spec.cwd,
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": [*user.additional_gids]},
-            "paths": asdict(self.paths),
+            "paths": vars(self.paths),
             "streams": self.stdio.to_state(),
             "request": self.request,
             "exit": [self.exit.status, self.exit.time] if self.exit and self.over.done() else None,

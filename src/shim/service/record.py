@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,12 @@ class Facts:
     intent: dict[str, Any] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
-        """All fields as JSON has them."""
+        """All fields as JSON has them. Nothing is copied: it is written often."""
         return {
             **vars(self),
             "status": self.status.value,
-            "options": asdict(self.options),
-            "launcher": asdict(self.launcher),
+            "options": vars(self.options),
+            "launcher": vars(self.launcher),
         }
 
     @classmethod
