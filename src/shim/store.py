@@ -51,10 +51,9 @@ class Store:
         """
         path = self._path(name)
         data = json.dumps({"version": VERSION, "state": value}).encode()
-        # A temporary file that is there is a dead writer's; the directory is nobody else's.
         temporary = f"{self._directory}/.{name}"
         try:
-            _write_anew(temporary, data)
+            _write_new(temporary, data)
             os.rename(temporary, path)
         except OSError:
             with contextlib.suppress(FileNotFoundError):
@@ -107,9 +106,13 @@ def _check_private(directory: Path) -> None:
         )
 
 
-def _write_anew(path: str, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(path, flags, 0o600)
+def _write_new(path: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o600)
+    except FileExistsError:  # a dead writer's
+        os.unlink(path)
+        file = os.open(path, flags, 0o600)
     try:
         view = memoryview(data)
         while view:
