@@ -57,13 +57,16 @@ class BlockingPool:
         end = loop.time() + limit_seconds
         await self._reserve_thread(what, limit_seconds)
         call = _Call(what, functools.partial(func, *args), late)
+        timer = loop.call_at(end, call.wake)
         self._submit(call)
         try:
-            await asyncio.wait((call.ended,), timeout=end - loop.time())
+            await call.awaited
         except asyncio.CancelledError:
             self._abandon(call)
             raise
-        if not call.ended.done():
+        finally:
+            timer.cancel()
+        if not call.ended:
             self._abandon(call)
             raise DeadlineExceeded(f"cannot {what}: no answer within {limit_seconds:g} s")
         return call.unwrap()
@@ -123,13 +126,14 @@ class BlockingPool:
         self._stuck -= call.stuck
         if call.reserved:
             self._free.release()
-        call.ended.set_result(None)
+        call.ended = True
+        call.wake()
         if call.abandoned:
             self._dispose(call)
 
     def _abandon(self, call: _Call[T]) -> None:
         call.abandoned = True
-        if call.ended.done():
+        if call.ended:
             self._dispose(call)
         else:
             call.stuck = True
@@ -169,7 +173,8 @@ class _Call(Generic[T]):
         self.abandoned = not reserved
         self.stuck = False
         self.loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.ended = False
+        self.awaited: asyncio.Future[None] = self.loop.create_future()
         self.value: T
         self.error: BaseException | None = None
 
@@ -184,6 +189,11 @@ class _Call(Generic[T]):
     ) -> bool:
         self.error = error
         return True
+
+    def wake(self) -> None:
+        """Wake whoever waits, if anybody does."""
+        if not self.awaited.done():
+            self.awaited.set_result(None)
 
     def unwrap(self) -> T:
         if self.error is not None:

@@ -78,50 +78,34 @@ class Calls:
     def __init__(self, keeper: KeeperClient, services: Services) -> None:
         self._keeper = keeper
         self._services = services
-        self._serving: set[asyncio.Future[None]] = set()
-        self._parked: dict[int, asyncio.Task[Message]] = {}
+        self._serving: dict[int, _Serving] = {}
         keeper.on_request = self._take
         keeper.on_cancelled = self._cancelled
 
     def _take(self, incoming: Incoming) -> None:
-        serving = asyncio.ensure_future(self._serve(incoming))
-        self._serving.add(serving)
-        serving.add_done_callback(self._serving.discard)
-
-    def _cancelled(self, id: int) -> None:
-        """The caller is gone. What has effects goes on to its end all the same."""
-        task = self._parked.get(id)
-        if task is not None:
-            task.cancel()
-
-    async def _serve(self, incoming: Incoming) -> None:
         call = Call(incoming.id, incoming.listener, incoming.pid, list(incoming.descriptors))
-        answered = False
-
-        def answer(message: Message) -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                self._keeper.respond(call.id, success(message))
-
-        call.answer = answer
-        call.waits = lambda: self._keeper.replayable(call.id)
+        serving = _Serving(self._keeper, call)
         try:
             request = ttrpc_pb2.Request.FromString(incoming.body)
             method = self._method(request)
-            await self._run(call, method, request, incoming.time)
+            message = _decode(method.request, request.payload)
         except DecodeError as error:
-            self._refuse(call, InvalidArgument(f"this is no ttrpc request: {error}"))
+            serving.refuse(InvalidArgument(f"this is no ttrpc request: {error}"))
         except ShimError as error:
-            if not answered:
-                self._refuse(call, error)
-        finally:
-            for descriptor in call.descriptors:
-                os.close(descriptor)
+            serving.refuse(error)
+        else:
+            self._serving[call.id] = serving
+            left = _time_left(request.timeout_nano, incoming.time)
+            serving.begin(method, request.method, message, left)
+            serving.task.add_done_callback(lambda _: self._serving.pop(call.id))
+            return
+        serving.close()
 
-    def _refuse(self, call: Call, error: ShimError) -> None:
-        _log.info("refused: %s", error)
-        self._keeper.respond(call.id, failure(number_of(error), str(error)))
+    def _cancelled(self, id: int) -> None:
+        """The caller is gone. What has effects goes on to its end all the same."""
+        serving = self._serving.get(id)
+        if serving is not None and serving.parks:
+            serving.task.cancel()
 
     def _method(self, request: ttrpc_pb2.Request) -> Method:
         service = self._services.get(request.service)
@@ -132,35 +116,72 @@ class Calls:
             raise Unimplemented(f"method {request.method} of {request.service} is not there")
         return method
 
-    async def _run(
-        self, call: Call, method: Method, request: ttrpc_pb2.Request, arrived: int
-    ) -> None:
-        message = _decode(method.request, request.payload)
-        task = asyncio.ensure_future(awaited(method.handler(call, message)))
-        if method.parks:
-            self._parked[call.id] = task
-            task.add_done_callback(lambda _: self._parked.pop(call.id))
-        proven = asyncio.get_running_loop().call_later(PROVEN, call.waits)
-        await asyncio.wait((task,), timeout=_time_left(request.timeout_nano, arrived))
-        proven.cancel()
-        if not task.done():
-            if method.parks:
-                task.cancel()
-            task.add_done_callback(note_failure)
-            raise DeadlineExceeded(f"{request.method}: the caller's deadline has passed")
+
+class _Serving:
+    """One call while it is served. It is answered once: by its handler, or at its deadline."""
+
+    parks = False
+    task: asyncio.Task[Message]
+
+    def __init__(self, keeper: KeeperClient, call: Call) -> None:
+        self._keeper = keeper
+        self._call = call
+        self._answered = False
+        self._name = ""
+        self._timers: list[asyncio.TimerHandle] = []
+        call.answer = self._answer
+        call.waits = lambda: keeper.replayable(call.id)
+
+    def begin(self, method: Method, name: str, message: Message, left: float | None) -> None:
+        """Have the handler called; `left`: seconds until the caller's deadline, if it has one."""
+        loop = asyncio.get_running_loop()
+        self.parks, self._name = method.parks, name
+        self._timers.append(loop.call_later(PROVEN, self._call.waits))
+        if left is not None:
+            self._timers.append(loop.call_later(left, self._expire))
+        self.task = loop.create_task(awaited(method.handler(self._call, message)))
+        self.task.add_done_callback(self._ended)
+
+    def refuse(self, error: ShimError) -> None:
+        """Answer with an error."""
+        _log.info("refused: %s", error)
+        self._respond(failure(number_of(error), str(error)))
+
+    def close(self) -> None:
+        """It is over."""
+        for timer in self._timers:
+            timer.cancel()
+        for descriptor in self._call.descriptors:
+            os.close(descriptor)
+
+    def _answer(self, message: Message) -> None:
+        self._respond(success(message))
+
+    def _respond(self, body: bytes) -> None:
+        if not self._answered:
+            self._answered = True
+            self._keeper.respond(self._call.id, body)
+
+    def _expire(self) -> None:
+        """Only what waits ends with it; what has effects goes on."""
+        self.refuse(DeadlineExceeded(f"{self._name}: the caller's deadline has passed"))
+        if self.parks:
+            self.task.cancel()
+
+    def _ended(self, task: asyncio.Task[Message]) -> None:
+        self.close()
         if task.cancelled():
             return  # nobody waits for the answer
         error = task.exception()
         if error is None:
-            call.answer(task.result())
+            self._answer(task.result())
         elif isinstance(error, ShimError):
-            raise error
+            self.refuse(error)
         elif isinstance(error, OSError):
-            raise ResourceExhausted(f"{request.method}: {error}") from error
+            self.refuse(ResourceExhausted(f"{self._name}: {error}"))
         else:
-            _log.error("%s failed", request.method, exc_info=error)
-            self._keeper.respond(call.id, failure(INTERNAL, f"a defect in the shim: {error!r}"))
-
+            _log.error("%s failed", self._name, exc_info=error)
+            self._respond(failure(INTERNAL, f"a defect in the shim: {error!r}"))
 
 async def awaited(result: Awaitable[Message]) -> Message:
     """A handler's result as a coroutine's, of which a task can be made."""
