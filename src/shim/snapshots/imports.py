@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -69,16 +69,23 @@ def import_path(
     """
     work = _Import(snapshotter, name, wishes or Wishes())
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with _opened(path) as file:
+            facts = os.fstat(file)
+            if stat.S_ISDIR(facts.st_mode):
+                return work.layout(file) if is_layout(file) else work.directory(file)
+            if stat.S_ISREG(facts.st_mode):
+                return work.tar(_File(file, path), facts.st_size)
     except OSError as error:
-        raise refusal(f"open {path}", error) from error
+        raise refusal(f"import {path}", error) from error
+    raise InvalidArgument(f"{path} is neither a directory nor a file")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open it for the block, without waiting for anybody. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        facts = os.fstat(file)
-        if stat.S_ISDIR(facts.st_mode):
-            return work.layout(file) if is_layout(file) else work.directory(file)
-        if stat.S_ISREG(facts.st_mode):
-            return work.tar(_File(file, path), facts.st_size)
-        raise InvalidArgument(f"{path} is neither a directory nor a file")
+        yield file
     finally:
         os.close(file)
 

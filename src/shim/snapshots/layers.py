@@ -34,6 +34,7 @@ class Shown(NamedTuple):
 
 
 def is_whiteout(facts: os.stat_result) -> bool:
+    """Whether a file hides those of its name in the layers below."""
     return stat.S_ISCHR(facts.st_mode) and facts.st_rdev == 0
 
 
@@ -57,7 +58,7 @@ def look(layer: int, parts: Sequence[str]) -> os.stat_result | Nothing:
             below = os.open(name, _DIRECTORY, dir_fd=here)
             os.close(here)
             here = below
-            opaque = opaque or _is_opaque(here)
+            opaque = opaque or is_opaque(here)
         return facts
     finally:
         os.close(here)
@@ -81,7 +82,8 @@ def _lstat(directory: int, name: str) -> os.stat_result | None:
         return None
 
 
-def _is_opaque(directory: int) -> bool:
+def is_opaque(directory: int) -> bool:
+    """Whether a directory hides what the layers below have in it. Borrows it. Raises OSError."""
     try:
         return OPAQUE in os.listxattr(directory)
     except OSError as error:

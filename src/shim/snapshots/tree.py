@@ -56,6 +56,7 @@ class Tree:
         # A directory's time changes with what is put in it: it is set at the end, if that
         # directory is still the same one.
         self._times: dict[str, tuple[int, int]] = {}
+        self._shows_nothing_below = False
         self.lost = 0  # extended attributes that this file system does not take
         with _told("import the root directory"):
             self._inherit(root, ())
@@ -89,10 +90,11 @@ class Tree:
             self._budget.take_entry()
             if parts:
                 self._hide_below(parts)
-                return
-            # Overlay does not look whether a root is opaque.
-            for inner in sorted({name for lower in self._lowers for name in os.listdir(lower)}):
-                self._hide([inner])
+            elif not self._shows_nothing_below:
+                # Overlay does not look whether a root is opaque.
+                for inner in sorted({name for lower in self._lowers for name in os.listdir(lower)}):
+                    self._hide([inner])
+                self._shows_nothing_below = True
 
     def remove(self, name: str) -> None:
         """Remove what is there of that name, for a layer that is put upon a copy."""
@@ -223,6 +225,8 @@ class Tree:
         with self._made(parts) as found:
             directory = os.open(".", _OPEN_DIRECTORY, dir_fd=found)
             try:
+                if layers.is_opaque(directory):
+                    return
                 os.setxattr(directory, layers.OPAQUE, b"y")
                 # There is nothing left to be hidden: they would be seen.
                 with closing(walk.walk(directory)) as files:
