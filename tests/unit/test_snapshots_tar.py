@@ -190,6 +190,13 @@ def test_old_archives_name_directories_by_a_slash_and_a_label_is_no_file():
     assert [(e.name, e.type) for e, _ in read(data)] == [("d/", Type.DIRECTORY)]
 
 
+def test_a_check_sum_may_be_of_signed_bytes():
+    block = bytearray(header(b"\xff\xfe"))
+    unsigned = int(block[148:154], 8)
+    block[148:156] = b"%06o\0 " % (unsigned - 2 * 256)
+    assert [entry.name for entry, _ in read(bytes(block) + END)] == ["\udcff\udcfe"]
+
+
 def test_only_files_have_content_whatever_a_link_says():
     data = header(b"l", 4096, b"1", at_157=b"t") + header(b"after") + END
     assert [entry.name for entry, _ in read(data)] == ["l", "after"]

@@ -235,8 +235,7 @@ def _checked(header: bytes) -> bytes:
     claimed = _number(header, 148, 8)
     rest = header[:148] + b" " * 8 + header[156:]
     unsigned = sum(rest)
-    signed = unsigned - 256 * sum(byte > 127 for byte in rest)
-    if claimed not in (unsigned, signed):
+    if claimed != unsigned and claimed != unsigned - 256 * sum(byte > 127 for byte in rest):
         raise InvalidArgument("this is no tar, or it is damaged: a header's check sum is wrong")
     return header
 
