@@ -92,7 +92,6 @@ class Box:
         with self.builder(stdio, owner) as builder:
             try:
                 child = await self.shell(script, await builder.open())
-                await builder.began()
                 builder.stdio.settle()
                 return child, builder.stdio
             except BaseException:
@@ -203,23 +202,21 @@ async def test_a_peer_that_never_comes_holds_nobody_up(box: Box, tmp_path: Path)
     streams.cut()
 
 
-async def test_an_input_is_opened_when_there_is_somebody_to_read_it(
-    box: Box, tmp_path: Path
-) -> None:
-    """Else a client would see its end where a front dies before the process is started."""
+async def test_an_input_is_read_once_it_is_settled(box: Box, tmp_path: Path) -> None:
+    """A front may die before the process is started: what its client has written is not lost."""
     fifo = tmp_path / "in"
     os.mkfifo(fifo)
+    with box.builder(Stdio(stdin=str(fifo))) as former:
+        await former.open()
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, b"words\n")
     with box.builder(Stdio(stdin=str(fifo))) as builder:
-        descriptors = await builder.open()
-        with pytest.raises(OSError, match="No such device or address"):
-            os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)  # nobody has it open: fifo(7)
-        child = await box.shell("read line; test $line = words", descriptors)
-        await builder.began()
-        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        os.write(writer, b"words\n")
-        os.close(writer)
-        assert (await child.wait()).status == 0
-        builder.stdio.cut()
+        child = await box.shell("read line; test $line = words", await builder.open())
+    former.stdio.cut()
+    builder.stdio.settle()
+    assert (await child.wait()).status == 0
+    builder.stdio.cut()
+    os.close(writer)
 
 
 async def test_an_input_that_is_not_there_is_refused_before_anything_begins(
@@ -228,17 +225,6 @@ async def test_an_input_that_is_not_there_is_refused_before_anything_begins(
     with box.builder(Stdio(stdin=str(tmp_path / "none"))) as builder:
         with pytest.raises(InvalidArgument, match="none"):
             await builder.open()
-        builder.stdio.cut()
-
-
-async def test_an_input_that_goes_before_it_begins_is_named(box: Box, tmp_path: Path) -> None:
-    fifo = tmp_path / "in"
-    os.mkfifo(fifo)
-    with box.builder(Stdio(stdin=str(fifo))) as builder:
-        await builder.open()
-        fifo.unlink()
-        with pytest.raises(InvalidArgument, match=str(fifo)):
-            await builder.began()
         builder.stdio.cut()
 
 
@@ -274,14 +260,11 @@ async def test_streams_are_whole_when_the_keeper_has_all_of_them(
     first = KeeperClient(keeper.front.channel.dup(), lambda: None)
     await first.begin()
     stdio = Stdio(stdin=str(tmp_path / "in"), stdout=str(tmp_path / "out"))
-    states = []
-    for is_begun in (True, False):
-        box = Box(first, pool)
-        with box.builder(stdio) as builder:
-            await box.shell("read line", await builder.open())
-            if is_begun:
-                await builder.began()
-            states.append(builder.stdio.to_state())
+    box = Box(first, pool)
+    with box.builder(stdio) as builder:
+        await box.shell("read line", await builder.open())
+        whole = builder.stdio.to_state()
+    states = [whole, {**whole, "stderr": first.new_id()}]
     first.close()
     keeper.front.close()
     keeper.front = keeper.next_front()

@@ -78,15 +78,19 @@ class Channel:
             return _accepted(await future)
 
     async def ask_through(
-        self, record: Record, send_from: Callable[[int, bytes], Awaitable[None]]
-    ) -> Record:
-        """The same, but `send_from` sends the packet that it is given, from the socket's number.
+        self,
+        records: Sequence[Record],
+        send_from: Callable[[int, list[bytes]], Awaitable[None]],
+    ) -> None:
+        """The same, but `send_from` sends the packets that it is given, from the socket's number.
 
         It may do so from another thread: the kernel takes whole packets.
         """
-        with self._expecting(record) as (record, future):
-            await send_from(self._socket.fileno(), record.pack())
-            return _accepted(await future)
+        with contextlib.ExitStack() as stack:
+            asked = [stack.enter_context(self._expecting(record)) for record in records]
+            await send_from(self._socket.fileno(), [record.pack() for record, _ in asked])
+            for _, future in asked:
+                _accepted(await future)
 
     @contextlib.contextmanager
     def _expecting(self, record: Record) -> Iterator[tuple[Record, asyncio.Future[Record]]]:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -352,23 +352,27 @@ class KeeperClient:
             raise explain(error, "relaying a stream") from error
         return stream
 
-    async def relay_fifo(
-        self, id: int, flags: Flag, send_from: Callable[[int, bytes], Awaitable[None]]
-    ) -> Stream:
-        """The same for a client's FIFO, which is opened as it is sent; see `syscalls.send_fifo`.
+    async def relay_fifos(
+        self, asked: Mapping[int, Flag], send_from: Callable[[int, list[bytes]], Awaitable[None]]
+    ) -> list[Stream]:
+        """The same for clients' FIFOs, which are opened as they are sent; see `syscalls.send_fifo`.
 
-        send_from: called with the channel's descriptor and the record. Raises what it raises.
+        asked: the streams' flags, by id. send_from: called with the channel's descriptor and a
+        record for each. Raises what it raises; no stream is begun then.
         """
-        stream = Stream(self, id)
-        self._streams[id] = stream
+        streams = [Stream(self, id) for id in asked]
+        self._streams.update({stream.id: stream for stream in streams})
+        records = [Record(Kind.RELAY, id=id, flags=flags) for id, flags in asked.items()]
         try:
-            await self._channel.ask_through(Record(Kind.RELAY, id=id, flags=flags), send_from)
+            await self._channel.ask_through(records, send_from)
         except BaseException as error:
-            self._streams.pop(id, None)
+            for stream in streams:
+                self._streams.pop(stream.id, None)
+                stream.cut()  # what has been sent may have begun
             if isinstance(error, OSError):
                 raise explain(error, "relaying a stream") from error
             raise
-        return stream
+        return streams
 
     def drop_child(self, id: int) -> None:
         """See Child.forget."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from shim.blocking import BlockingPool
@@ -52,6 +51,7 @@ _FIFOS = (Scheme.PATH, Scheme.FIFO)
 
 _log = logging.getLogger(__name__)
 End: TypeAlias = FoundFifo | OutputPipe | OutputFile
+Opener: TypeAlias = Callable[[str], End]
 
 
 class ProcessStdio:
@@ -210,38 +210,42 @@ class StdioBuilder:
         """
         if self.stdio.terminal and "stdout" not in self.stdio.ids:
             raise InvalidArgument("a terminal needs a stdout path")
-        for name in self.stdio.ids:
-            await self._open(name)
+        if LOGGER in self.stdio.ids:
+            await self._start_logger()
+        await self._open_ends()
         if self.stdio.terminal:
             return {number: self._null() for number in range(3)}
-        return {number: await self._begin(name) for number, name in enumerate(NAMES)}
+        ours: dict[str, int] = {}
+        theirs = {number: self._make_end(name, ours) for number, name in enumerate(NAMES)}
+        await self._relay(ours)
+        for descriptor in ours.values():
+            os.close(self._owned.take(descriptor))
+        return theirs
 
     async def attach(self, master: int) -> None:
         """Begin the streams of the terminal whose master end this is, which is taken."""
-        self._owned.own(master)
-        await self._relay("stdout", master)
+        ours = {"stdout": self._owned.own(master)}
         if "stdin" in self.stdio.ids:
             # Another number for the same terminal: an epoll set takes each only once.
-            await self._relay("stdin", self._owned.own(os.dup(master)))
+            ours["stdin"] = self._owned.own(os.dup(master))
+        await self._relay(ours)
 
-    async def _open(self, name: str) -> None:
-        """Open one stream's other side, or start the logging program."""
-        if name == LOGGER:
-            await self._start_logger()
-        elif self._places[name].scheme not in LOGGED:
-            self._ends[name] = await self._open_end(name, self._places[name])
+    async def _open_ends(self) -> None:
+        wanted = {
+            name: (self._opener(name, self._places[name]), self._places[name].path)
+            for name in self.stdio.ids
+            if name != LOGGER and self._places[name].scheme not in LOGGED
+        }
+        if wanted:
+            what = f"open {self._named(wanted)}"
+            opened = await self._pool.run(what, OPEN_LIMIT, _open_all, wanted, late=_close_ends)
+            self._own_all(_descriptors(opened))
+            self._ends.update(opened)
 
-    async def _open_end(self, name: str, place: Place) -> End:
-        for other, end in self._ends.items():
-            if self._places[other] == place and isinstance(end, OutputFile):
-                return end  # once for both; the keeper gets another number for it
-        opener = self._opener(name, place)
-        what = f"open {name} {place.path!r}"
-        end = await self._pool.run(what, OPEN_LIMIT, opener, place.path, late=close_all)
-        self._own_all(end)
-        return end
+    def _named(self, names: Iterable[str]) -> str:
+        return ", ".join(f"{name} {self._places[name].path!r}" for name in names)
 
-    def _opener(self, name: str, place: Place) -> Callable[[str], End]:
+    def _opener(self, name: str, place: Place) -> Opener:
         if self._names is None or name == "stdin":
             return find_fifo
         return open_file if place.scheme is Scheme.FILE else open_sink
@@ -263,15 +267,18 @@ class StdioBuilder:
             os.set_blocking(out.writing, False)
             self._ends["stdout"] = OutputPipe(out.writing, out.reading)
 
-    def _own_all(self, descriptors: tuple[int, ...]) -> None:
+    def _own_all(self, descriptors: Iterable[int]) -> None:
         for descriptor in descriptors:
             self._owned.own(descriptor)
 
     def _null(self) -> int:
         return self._owned.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
-    async def _begin(self, name: str) -> int:
-        """The process's end of a stream that has begun; /dev/null where no stream is wanted."""
+    def _make_end(self, name: str, ours: dict[str, int]) -> int:
+        """The process's end of a stream; /dev/null where none is wanted.
+
+        The shim's end, of a pipe that it relays, goes to `ours`.
+        """
         if name not in self._places:
             return self._null()
         if name in self._pipes:
@@ -279,32 +286,70 @@ class StdioBuilder:
         make = pipe_for_input if name == "stdin" else pipe_for_output
         pipe = make(self._owner)
         self._own_all(pipe)
-        await self._relay(name, pipe.ours)
-        os.close(self._owned.take(pipe.ours))
+        ours[name] = pipe.ours
         return pipe.theirs
 
-    async def _relay(self, name: str, ours: int) -> None:
-        """Begin a stream between the shim's end of the process's pipe, or terminal, and `_ends`."""
-        id, end = self.stdio.ids[name], self._ends[name]
-        if isinstance(end, FoundFifo):
-            stream = await self._relay_fifo(id, name, ours, end.path)
-        elif isinstance(end, OutputPipe):
-            flags = Flag.OUTPUT | Flag.STAY
-            stream = await self._keeper.relay(id, ours, end.sink, end.hold, flags)
-        else:
-            stream = await self._keeper.relay(id, ours, end.sink)
-        self.stdio.add(name, stream)
+    async def _relay(self, ours: Mapping[str, int]) -> None:
+        """Begin streams between `ours`, ends of the process's pipes or terminal, and `_ends`."""
+        fifos: dict[str, tuple[int, int]] = {}
+        for name, descriptor in ours.items():
+            id, end = self.stdio.ids[name], self._ends[name]
+            if isinstance(end, FoundFifo):
+                fifos[name] = (descriptor, end.path)
+            elif isinstance(end, OutputPipe):
+                flags = Flag.OUTPUT | Flag.STAY
+                stream = await self._keeper.relay(id, descriptor, end.sink, end.hold, flags)
+                self.stdio.add(name, stream)
+            else:
+                self.stdio.add(name, await self._keeper.relay(id, descriptor, end.sink))
+        if fifos:
+            await self._relay_fifos(fifos)
 
-    async def _relay_fifo(self, id: int, name: str, ours: int, fifo: int) -> Stream:
-        what = f"open {name} {self._places[name].path!r}"
-        is_input = name == "stdin"
+    async def _relay_fifos(self, fifos: Mapping[str, tuple[int, int]]) -> None:
+        what = f"open {self._named(fifos)}"
 
-        def send_from(channel: int, record: bytes) -> Awaitable[None]:
-            send = partial(send_fifo, channel, record, ours, fifo, input=is_input)
-            return self._pool.run(what, OPEN_LIMIT, send)
+        def send_from(channel: int, records: list[bytes]) -> Awaitable[None]:
+            return self._pool.run(what, OPEN_LIMIT, _send_all, channel, records, fifos)
 
-        flags = Flag.STAY | (Flag.INPUT if is_input else Flag.OUTPUT)
-        return await self._keeper.relay_fifo(id, flags, send_from)
+        flags = {
+            self.stdio.ids[name]: Flag.STAY | (Flag.INPUT if name == "stdin" else Flag.OUTPUT)
+            for name in fifos
+        }
+        for name, stream in zip(
+            fifos, await self._keeper.relay_fifos(flags, send_from), strict=True
+        ):
+            self.stdio.add(name, stream)
+
+
+def _open_all(wanted: Mapping[str, tuple[Opener, str]]) -> dict[str, End]:
+    """Open each; a file that two are to go to once: the keeper gets another number for it."""
+    found: dict[str, End] = {}
+    with Descriptors() as owned:
+        for name, asked in wanted.items():
+            known = [found[other] for other in found if wanted[other] == asked]
+            files = [end for end in known if isinstance(end, OutputFile)]
+            opener, path = asked
+            found[name] = end = files[0] if files else opener(path)
+            for descriptor in end:
+                owned.own(descriptor)
+        for descriptor in _descriptors(found):
+            owned.take(descriptor)
+    return found
+
+
+def _close_ends(ends: Mapping[str, End]) -> None:
+    close_all(_descriptors(ends))
+
+
+def _descriptors(ends: Mapping[str, End]) -> set[int]:
+    return {descriptor for end in ends.values() for descriptor in end}
+
+
+def _send_all(
+    channel: int, records: Sequence[bytes], fifos: Mapping[str, tuple[int, int]]
+) -> None:
+    for record, (name, (ours, fifo)) in zip(records, fifos.items(), strict=True):
+        send_fifo(channel, record, ours, fifo, input=name == "stdin")
 
 
 def _paths(stdio: Stdio) -> dict[str, Place]:
