@@ -12,17 +12,19 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from benchmarks.cgroup import Group
-from benchmarks.waiting import until
+from benchmarks.waiting import PATIENCE, NotInTime, until
 
 # Not "denseshim-": the tests look for what begins so, also while a run lasts beside them.
 PREFIX: Final = "densebench"
@@ -73,6 +75,7 @@ class Place:
         for part in _PARTS:
             self.group.below(part).make()
         self._log = self.folder / "agent.log"
+        self._turn = threading.Lock()
         self._agent = subprocess.Popen(
             [
                 *(_HERE / "place.sh", self.group.name, self.folder),
@@ -92,6 +95,8 @@ class Place:
 
     def _read(self, expected: str = "") -> bytes:
         assert self._agent.stdout is not None
+        if not select.select([self._agent.stdout], [], [], PATIENCE)[0]:
+            raise NotInTime(f"not within {PATIENCE:g} s: an answer of the agent")
         line = self._agent.stdout.readline()
         if not line or (expected and line.decode().strip() != expected):
             raise JobFailed(f"the agent of {self.group.name} has ended")
@@ -102,12 +107,16 @@ class Place:
         return Path(f"/proc/{self.agent_pid}/root") / str(path).lstrip("/")
 
     def run(self, jobs: Sequence[Sequence[Step]], parallel: int = 1) -> list[Ended]:
-        """Run jobs to their end (benchmarks/agent.py). Raises JobFailed when one fails."""
+        """Run jobs to their end (benchmarks/agent.py); threads that call it take turns.
+
+        Raises JobFailed when one fails, NotInTime when they do not end.
+        """
         assert self._agent.stdin is not None
         request = {"jobs": [list(job) for job in jobs], "parallel": parallel}
-        self._agent.stdin.write(json.dumps(request).encode() + b"\n")
-        self._agent.stdin.flush()
-        rows = json.loads(self._read())
+        with self._turn:
+            self._agent.stdin.write(json.dumps(request).encode() + b"\n")
+            self._agent.stdin.flush()
+            rows = json.loads(self._read())
         if failed := [row["status"] for row in rows if row["status"]]:
             log = self.outside(self._log).read_text(errors="replace")
             raise JobFailed(f"{len(failed)} of {len(rows)} failed ({failed[0]}): {log[-500:]}")

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cgroup import Group
 from benchmarks.load import add_pump
-from benchmarks.place import PREFIX
+from benchmarks.place import PREFIX, Place
 from benchmarks.report import markdown
 from benchmarks.run import Run
 from benchmarks.runner import Runner
@@ -98,6 +99,19 @@ def test_a_run_on_two_systems_and_the_floor_ends_well(folder: Path) -> None:
     assert verdicts["no exit event is lost"].met
     assert verdicts["the keeper is not woken"].found is not None
     assert "Failures" not in markdown(made)
+
+
+def test_several_threads_have_commands_run(folder: Path) -> None:
+    """Each gets the answer to its own."""
+    place = Place(folder)
+    try:
+        jobs = [[[["true"]]] * (number % 5) for number in range(100)]
+        with ThreadPoolExecutor(16) as pool:
+            found = [len(rows) for rows in pool.map(place.run, jobs)]
+    finally:
+        place.close()
+    assert found == [len(job) for job in jobs]
+    assert not traces(folder)
 
 
 def session_of_another(folder: Path) -> subprocess.Popen[bytes]:
