@@ -53,8 +53,10 @@ bench-proto: dev
 	$(PY) -m grpc_tools.protoc -Ibenchmarks --python_out=benchmarks/_pb \
 	    --pyi_out=benchmarks/_pb containerd.proto
 
-bench-relay: install
-	$(PY) -m benchmarks.bench_relay
+bench-relay: $(VENV)/.bench system
+	./scripts/prepare bench
+	$(PY) -m benchmarks run --workload bulk_output --workload small_lines --workload loop_scale \
+	    --system dense_host --system loop $(BENCH)
 
 proto: dev
 	$(PY) scripts/make_proto.py

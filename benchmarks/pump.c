@@ -11,7 +11,10 @@
  *                              lines of 100 bytes, RATE in a second, each with the time in it
  *   pump feed COUNT SIZE RATE DESCRIPTOR...
  *                              COUNT writes of SIZE bytes to the descriptors in turn, RATE in a
- *                              second; 0: as fast as they are taken
+ *                              second
+ *   pump flood BYTES SIZE DESCRIPTOR...
+ *                              so many bytes in writes of SIZE, to all descriptors as fast as each
+ *                              takes them
  *   pump drain BYTES DESCRIPTOR...
  *                              read from the descriptors until so many bytes have come
  *   pump receive LINES DESCRIPTOR...
@@ -135,17 +138,69 @@ static int write_lines(const char *gate, long count, long rate, uint64_t phase)
 	return 1;
 }
 
+static void set_flags(char **descriptors, int streams, int flags)
+{
+	for (int i = 0; i < streams; i++)
+		fcntl(atoi(descriptors[i]), F_SETFL, flags);
+}
+
 static int feed(long count, size_t size, long rate, char **descriptors, int streams)
 {
 	uint64_t began = now();
-	if (size < 1 || size > sizeof buffer || streams < 1)
+	if (size < 1 || size > sizeof buffer || rate < 1)
 		return 2;
 	prctl(PR_SET_TIMERSLACK, 1);
+	set_flags(descriptors, streams, 0);
 	memset(buffer, 'x', size);
 	for (long i = 0; i < count; i++) {
-		if (rate)
-			sleep_until(began + i * (SECOND / rate));
+		sleep_until(began + i * (SECOND / rate));
 		write_to(atoi(descriptors[i % streams]), buffer, size);
+	}
+	return 0;
+}
+
+static void watch(struct pollfd *watched, char **descriptors, int streams, short events)
+{
+	for (int i = 0; i < streams; i++)
+		watched[i] = (struct pollfd){.fd = atoi(descriptors[i]), .events = events};
+}
+
+/* How much the pipe has taken, at most so many bytes; -1: it has failed. */
+static ssize_t fill(int descriptor, size_t size, size_t bytes)
+{
+	size_t total = 0;
+	while (total < bytes) {
+		size_t left = bytes - total;
+		ssize_t done = write(descriptor, buffer, left < size ? left : size);
+		if (done > 0)
+			total += done;
+		else if (errno == EAGAIN)
+			break;
+		else if (errno != EINTR)
+			return -1;
+	}
+	return total;
+}
+
+static int flood(long long bytes, size_t size, char **descriptors, int streams)
+{
+	struct pollfd watched[streams];
+	if (size < 1 || size > sizeof buffer)
+		return 2;
+	memset(buffer, 'x', size);
+	watch(watched, descriptors, streams, POLLOUT);
+	set_flags(descriptors, streams, O_NONBLOCK);
+	while (bytes > 0) {
+		if (poll(watched, streams, -1) < 0 && errno != EINTR)
+			return 1;
+		for (int i = 0; i < streams; i++) {
+			/* At most what the largest pipe holds: then the others have their turn. */
+			long long most = bytes < (long long)sizeof buffer ? bytes : (long long)sizeof buffer;
+			ssize_t done = watched[i].revents ? fill(watched[i].fd, size, most) : 0;
+			if (done < 0)
+				return 1;
+			bytes -= done;
+		}
 	}
 	return 0;
 }
@@ -153,8 +208,7 @@ static int feed(long count, size_t size, long rate, char **descriptors, int stre
 static int drain(long long bytes, char **descriptors, int streams)
 {
 	struct pollfd watched[streams];
-	for (int i = 0; i < streams; i++)
-		watched[i] = (struct pollfd){.fd = atoi(descriptors[i]), .events = POLLIN};
+	watch(watched, descriptors, streams, POLLIN);
 	while (bytes > 0) {
 		if (poll(watched, streams, -1) < 0 && errno != EINTR)
 			return 1;
@@ -186,6 +240,8 @@ int main(int argc, char **argv)
 		return write_lines(argv[2], atol(argv[3]), atol(argv[4]), strtoull(argv[5], NULL, 10));
 	if (argc > 5 && !strcmp(mode, "feed"))
 		return feed(atol(argv[2]), atol(argv[3]), atol(argv[4]), argv + 5, argc - 5);
+	if (argc > 4 && !strcmp(mode, "flood"))
+		return flood(atoll(argv[2]), atol(argv[3]), argv + 4, argc - 4);
 	if (argc > 3 && !strcmp(mode, "drain"))
 		return drain(atoll(argv[2]), argv + 3, argc - 3);
 	if (argc > 3 && !strcmp(mode, "receive"))
