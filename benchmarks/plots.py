@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ KINDS: Final = ("png", "svg")
 _COLUMNS: Final = 3
 # By the system's place in the run: the same colour in all plots.
 _COLOURS: Final = ("#999999", "#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377")
+# The end of a title in a series: "PSS at 10", "blocks, 100 streams".
+_NUMBER: Final = re.compile(r",?( at)? [\d,]+.*$")
 # Reproducible files: no random ids, no date.
 _SETTINGS: Final[Any] = {"svg.hashsalt": "denseshim", "font.size": 8}
 
@@ -97,5 +100,5 @@ def _lines(axes: Axes, run: Run, record: Record, panel: Sequence[Figure]) -> Non
             axes.plot(places, medians, "o-", color=_colour(run, name), label=label, markersize=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title(_label(panel[0].title.rpartition(" at ")[0], panel[0].unit))
+    axes.set_title(_label(_NUMBER.sub("", panel[0].title), panel[0].unit))
     axes.legend(fontsize=6)
