@@ -97,6 +97,7 @@ def make_process() -> Process:
     paths = Stdio(True, "/i", "/o", "")
     process = Process(8, spec, paths, ProcessStdio({"stdin": 3, "stdout": 4}, True), "exec")
     process.pid, process.request = 77, 42
+    process.stdio.input_closed = True
     return process
 
 
@@ -106,6 +107,7 @@ async def test_a_process() -> None:
     for name in ("child_id", "spec", "paths", "exec_id", "pid", "request", "exit"):
         assert getattr(found, name) == getattr(process, name), name
     assert (found.stdio.ids, found.stdio.terminal) == ({"stdin": 3, "stdout": 4}, True)
+    assert found.stdio.input_closed
     assert (found.announced, found.alive, found.over.done()) == (True, True, False)
     assert found.to_state() == process.to_state()
 

@@ -61,6 +61,9 @@ class Container:
     def named(self, exec_id: str) -> Process:
         return {"": self.init, "e": self.exec}[exec_id]
 
+    def close_stdin(self, exec_id: str) -> None:
+        self.named(exec_id).close_stdin()
+
     async def kill_named(self, *arguments: Any) -> None:
         self.did.append(arguments)
 

@@ -156,9 +156,10 @@ class TaskService:
         return task_pb2.WaitResponse(exit_status=ended.status, exited_at=_time(ended))
 
     async def close_io(self, call: Call, request: task_pb2.CloseIORequest) -> Empty:
-        process = self._find(call, request.id).named(request.exec_id)
+        container = self._find(call, request.id)
+        container.named(request.exec_id)
         if request.stdin:
-            process.stdio.close_stdin()
+            container.close_stdin(request.exec_id)
         return Empty()
 
     async def resize_pty(self, call: Call, request: task_pb2.ResizePtyRequest) -> Empty:

@@ -328,6 +328,13 @@ class Container:
         await self.execs.start(self._exec_runtime(), process, request)
         return process.pid
 
+    def close_stdin(self, exec_id: str) -> None:
+        """End the shim's hold on a process's stdin, or on what is to be it. Raises NotFound."""
+        if exec_id:
+            self.execs.close_stdin(self.execs.named(exec_id))
+        else:
+            self.init.stdio.close_stdin()
+
     def _exec_runtime(self) -> Runtime:
         return self.runtime.using(self.home.commands.spawn)
 

@@ -67,6 +67,12 @@ class Execs:
             raise NotFound(f"no exec {exec_id[:100]!r} in container {self._facts.id}")
         return self._by_name[exec_id]
 
+    def close_stdin(self, process: Process) -> None:
+        """End the shim's hold on an exec's stdin; one that is started later gets none."""
+        process.stdio.close_stdin()
+        if not process.pid and process.child_id not in self._starting:
+            self._home.record.save_exec(process)
+
     def forget(self, process: Process) -> None:
         """Forget an exec that does not run. Raises NotFound when that has been done."""
         if self._all.pop(process.child_id, None) is None:
@@ -170,6 +176,7 @@ class Execs:
         try:
             with self._home.builder(self._facts, process.paths, process.exec_id) as builder:
                 former, process.stdio = process.stdio, builder.stdio
+                process.stdio.input_closed = former.input_closed
                 self._home.record.save_exec(process)  # whoever finds it knows its streams
                 descriptors = await builder.open()
                 former.cut()  # of an earlier front; its client must not see an end before

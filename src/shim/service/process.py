@@ -129,6 +129,7 @@ class Process:
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": [*user.additional_gids]},
             "paths": vars(self.paths),
             "streams": self.stdio.to_state(),
+            "input_closed": self.stdio.input_closed,
             "request": self.request,
             "exit": [self.exit.status, self.exit.time] if self.exit and self.over.done() else None,
             "failed": self.over.done() and self.exit is None,
@@ -142,6 +143,7 @@ class Process:
         """
         paths = Stdio(**state["paths"])
         stdio = ProcessStdio(state["streams"], paths.terminal)
+        stdio.input_closed = state.get("input_closed", False)
         stdio.adopt(held)
         spec = ProcessSpec.read(state, paths.terminal)
         process = cls(state["child"], spec, paths, stdio, state["exec_id"])

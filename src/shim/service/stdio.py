@@ -57,12 +57,14 @@ Opener: TypeAlias = Callable[[str], End]
 class ProcessStdio:
     """The streams of one process by name, and its logging program; what has ended may be missing.
 
-    ids: of the streams, and under LOGGER that of the program as the keeper's child.
+    ids: of the streams, and under LOGGER that of the program as the keeper's child. input_closed:
+    whether stdin is not to be held, perhaps because that was said before there was one.
     """
 
     def __init__(self, ids: Mapping[str, int], terminal: bool) -> None:
         self.ids = dict(ids)
         self.terminal = terminal
+        self.input_closed = False
         self._streams: dict[str, Stream] = {}
         self._logger: Logger | None = None
 
@@ -73,6 +75,8 @@ class ProcessStdio:
     def add(self, name: str, stream: Stream) -> None:
         """A stream has begun."""
         self._streams[name] = stream
+        if name == "stdin" and self.input_closed:
+            stream.unhold()
 
     def log_to(self, logger: Logger) -> None:
         """The logging program is ready; it has to end with the process."""
@@ -96,7 +100,8 @@ class ProcessStdio:
         return self.ids.keys() <= {*self._streams, LOGGER}
 
     def close_stdin(self) -> None:
-        """End the shim's hold on stdin (contract: CloseStdin)."""
+        """End the shim's hold on stdin (contract: CloseStdin), or on what is to be stdin."""
+        self.input_closed = True
         if "stdin" in self._streams:
             self._streams["stdin"].unhold()
 
