@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install demo test test-sanitize fuzz lint bench bench-proto bench-relay proto clean dev system
+.PHONY: install demo test test-demands test-sanitize fuzz lint bench bench-proto bench-relay proto clean dev system
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,12 @@ demo: install system
 test: dev system lint
 	./scripts/prepare test
 	$(PY) -m pytest
+
+# What users suffer from, at the sizes that they have named: more than an hour.
+test-demands: dev system
+	./scripts/prepare test
+	DENSESHIM_TEST_FULL=1 $(PY) -m pytest -k demand -rA -o faulthandler_timeout=1500 \
+	    tests/containerd
 
 lint: dev
 	$(PY) -m ruff check src tests benchmarks setup.py

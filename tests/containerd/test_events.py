@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.containerd.containerd import Container, Containerd, Result
 from tests.containerd.gate import Gate
+from tests.containerd.sizes import sized
 from tests.containerd.support import PATIENCE, client, is_alive, new_id, until
 
 LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
@@ -95,6 +97,10 @@ def test_execs_exit_before_their_container(containerd: Containerd) -> None:
     assert len({e.process for e in exits}) == 6
 
 
+# In seconds, beyond what the containers take to end.
+DOWN = sized(0.0, 60.0)
+
+
 def test_demand_12_exits_while_containerd_is_down(
     own_containerd: Containerd, tmp_path: Path
 ) -> None:
@@ -112,6 +118,7 @@ def test_demand_12_exits_while_containerd_is_down(
         own_containerd.kill()
         (tmp_path / "go").touch()
         until(lambda: not any(map(is_alive, pids)), "the containers end")
+        time.sleep(DOWN)  # what is tested
         own_containerd.start()
         assert set(own_containerd.states().values()) == {"STOPPED"}
         for number, container in enumerate(containers, 1):
