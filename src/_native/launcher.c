@@ -644,12 +644,54 @@ static void take_turn(void)
 
 /* ---- The command line ---- */
 
-static bool has_argument(char **argv, const char *wanted)
+/* What of the command line matters here; `shim.bootstrap.arguments` judges the rest. */
+struct invocation {
+    bool version, id, start, delete;
+};
+
+static bool is_among(const char *const *names, const char *name, size_t length)
 {
-    for (char **one = argv; *one && one[1]; one++)
-        if (strcmp(one[1], wanted) == 0)
+    for (; *names; names++)
+        if (strlen(*names) == length && memcmp(*names, name, length) == 0)
             return true;
     return false;
+}
+
+/* Whether `following` is the value of a flag that has no '='; of one that we do not know: likely. */
+static bool takes(const char *name, size_t length, const char *following)
+{
+    static const char *const without[] = {"debug", "h", "help", "info", "v", "version", NULL};
+    static const char *const with[] = {"namespace", "id", "address", "publish-binary", "bundle",
+                                       NULL};
+    static const char *const actions[] = {"start", "delete", NULL};
+    if (following == NULL || is_among(without, name, length))
+        return false;
+    if (is_among(with, name, length))
+        return true;
+    return following[0] != '-' && !is_among(actions, following, strlen(following));
+}
+
+/* Flags are as Go's: one dash or two, the value beside '=' or as the next word. */
+static struct invocation read_arguments(char **argv)
+{
+    struct invocation found = {0};
+    bool only_words = false;
+    for (char **word = argv; *word && *++word;) {
+        const char *name = *word + 1 + (strncmp(*word, "--", 2) == 0);
+        size_t length = strcspn(name, "=");
+        if (only_words || (*word)[0] != '-' || strcmp(*word, "-") == 0) {
+            found.start |= strcmp(*word, "start") == 0;
+            found.delete |= strcmp(*word, "delete") == 0;
+        } else if (strcmp(*word, "--") == 0) {
+            only_words = true;
+        } else {
+            found.id |= length == 2 && memcmp(name, "id", 2) == 0;
+            found.version |= strcmp(name, "v") == 0 || strcmp(name, "version") == 0;
+            if (name[length] == '\0' && takes(name, length, word[1]))
+                word++;
+        }
+    }
+    return found;
 }
 
 static bool has_name_of_2017(const char *called)
@@ -695,6 +737,7 @@ static bool ask_host(char **argv, const struct bytes *input)
 int main(int argc, char **argv)
 {
     char *unnamed[] = {NAME, NULL};
+    struct invocation asked;
     struct bytes input;
     open_closed_streams();
     if (argc == 0) {            /* Linux before 5.18 */
@@ -703,19 +746,19 @@ int main(int argc, char **argv)
     }
     if (has_name_of_2017(argv[0]))
         become_python(argc, argv);
-    if (has_argument(argv, "-v") || has_argument(argv, "-version") ||
-        has_argument(argv, "--version")) {
+    asked = read_arguments(argv);
+    if (asked.version) {
         print_version();
         return 0;
     }
     signal(SIGPIPE, SIG_IGN);
-    if (has_argument(argv, "start") || has_argument(argv, "delete")) {
+    if (asked.start || asked.delete) {
         signal(SIGINT, SIG_IGN);
         signal(SIGTERM, SIG_IGN);
     }
     input = read_input();
     if (!ask_host(argv, &input)) {
-        if (has_argument(argv, "delete") && has_argument(argv, "-id") && !has_pairs())
+        if (asked.delete && asked.id && !asked.start && !has_pairs())
             print_deleted();
         take_turn();
         ask_host(argv, &input);

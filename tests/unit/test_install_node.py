@@ -339,6 +339,7 @@ def test_nothing_is_left(node: Node, wheel: Path) -> None:
     node.host.write_text("empty")
     node.do("--uninstall", room="with systemd")
     assert node.config.read_text() == _DEBIAN
+    assert [path.name for path in node.config.parent.iterdir()] == ["config.toml"]
     assert not node.prefix.exists()
     assert list(node.bin.iterdir()) == list(node.units.iterdir()) == []
     assert not node.host.exists()
@@ -426,6 +427,29 @@ def test_a_configuration_is_made(configured: Node, wheel: Path) -> None:
     assert configured.runtimes(CRI_V2) == {"runc": RUNC, "dense": DENSE}
     assert tomllib.loads(configured.config.read_text())["version"] == 2
     assert [path.name for path in configured.config.parent.iterdir()] == ["config.toml"]
+
+
+def test_a_configuration_that_was_made_is_removed(node: Node, wheel: Path) -> None:
+    node.fake("containerd", "exit 0")
+    node.do("--wheel", wheel, "--configure-containerd")
+    assert node.config.exists()
+    node.do("--uninstall")
+    assert list(node.config.parent.iterdir()) == []
+
+
+def test_the_old_configuration_stays_beside_one_that_has_been_changed(
+    node: Node, wheel: Path
+) -> None:
+    node.fake("containerd", "exit 0")
+    node.configure(_DEBIAN)
+    node.do("--wheel", wheel, "--configure-containerd")
+    text = node.config.read_text()
+    node.config.write_text(text.replace("version = 2", "version = 2\noom_score = -999"))
+    node.do("--uninstall")
+    backup = node.config.with_name("config.toml.before-denseshim")
+    assert backup.read_text() == _DEBIAN
+    assert "oom_score" in node.config.read_text()
+    assert "dense" not in node.config.read_text()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import shim
 from shim._pb import ttrpc_pb2 as ttrpc
+from shim._pb.containerd.task.v3 import task_pb2
 from shim._pb.denseshim.host.v1 import host_pb2 as host
 from tests.fakes.door import HEADER, PATIENCE, REQUEST, Door, Place, answer, frame, refusal
 
@@ -577,6 +578,34 @@ def test_without_a_host_it_becomes_python(place, lone, size):
     done = run(place, [lone, *START], stdin=data)
     assert (done.returncode, done.stderr) == (7, b"from python\n")
     assert done.stdout == said_by_python(lone, stdin=data)
+
+
+@pytest.mark.usefixtures("without_host")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-namespace", "delete", "-id", "x", "start"],
+        ["-namespace", "n", "-id", "delete", "start"],
+        ["--id", "delete", "-unknown", "delete", "start"],
+        ["-namespace", "n", "-id", "-v", "start"],
+        ["-namespace", "n", "-id", "x", "-debug", "--", "start", "delete"],
+        ["-address", "version", "-namespace", "n", "-id=x", "-publish-binary=-v", "start"],
+    ],
+)
+def test_what_a_flag_is_given_is_no_action(place, lone, arguments):
+    done = run(place, [lone, *arguments])
+    assert (done.returncode, done.stderr) == (7, b"from python\n")
+
+
+@pytest.mark.parametrize("arguments", [["-namespace", "n", "-id", "x"], ["--id=x", "-debug"]])
+@pytest.mark.parametrize("prepare", [no_directory_at_all, no_directory])
+def test_where_nobody_has_anything_a_delete_needs_no_python(place, lone, prepare, arguments):
+    prepare(place)
+    done = run(place, [lone, *arguments, "delete"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    response = task_pb2.DeleteResponse.FromString(done.stdout)
+    assert (response.pid, response.exit_status) == (0, 137)
+    assert abs(response.exited_at.seconds - time.time()) < PATIENCE
 
 
 @pytest.mark.parametrize("when", ["apart", "not read", "read", "cut header", "cut body"])
