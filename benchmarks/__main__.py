@@ -81,6 +81,8 @@ def run(
                 console.print(f"{system.name} is left out: there is no {program}")
         make_rootfs(folder / "rootfs")
         add_pump(folder / "rootfs")
+        for system in systems:
+            system.prepare(folder)
         made = Run(machine(), {each.name: each.title for each in systems}, quick)
         began = time.monotonic()
         with Display(console, count(workloads, systems)) as display:

@@ -25,6 +25,8 @@ _HEADER: Final = struct.Struct(">IIBB")  # length, stream, type, flags: ttrpc's 
 _REQUEST: Final = 1
 _PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _EXEC: Final = "exec"
+# In the metadata of every request of containerd's.
+_NAMESPACE: Final = "containerd-namespace-ttrpc"
 
 Request = tuple[str, Message]
 
@@ -107,8 +109,12 @@ def ask(rootfs: Path, times: int, clients: Sequence[tuple[Path, Path]]) -> list[
 
 
 def _frame(service: str, method: str, request: Message) -> bytes:
+    namespace = ttrpc_pb2.KeyValue(key=_NAMESPACE, value=CONTAINERS)
     call = ttrpc_pb2.Request(
-        service=service, method=method, payload=request.SerializeToString()
+        service=service,
+        method=method,
+        payload=request.SerializeToString(),
+        metadata=[namespace],
     ).SerializeToString()
     return _HEADER.pack(len(call), 1, _REQUEST, 0) + call
 

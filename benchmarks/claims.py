@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -13,6 +13,10 @@ from benchmarks.statistics import Spread, spread
 BASELINES: Final = ("runc_v2", "shim_v1")
 SUBJECT: Final = "dense_host"
 FLOOR: Final = "bare"
+# A shim that does nothing.
+NULL: Final = "null_shim"
+# A client that has nothing done.
+CLIENT: Final = "client"
 
 # The values of one figure: by system, by round.
 Values = Mapping[str, Mapping[int, float]]
@@ -38,11 +42,16 @@ class Claim:
     subject: str = SUBJECT
     baselines: tuple[str, ...] = BASELINES
     floor: str = FLOOR
+    # What makes up the figure of a shim without any cost of its own: systems, each of whose
+    # figures is multiplied by what stands beside it, and added.
+    least: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         made = cls(**fields)
-        return replace(made, kind=Kind(made.kind), baselines=tuple(made.baselines))
+        least = tuple((system, times) for system, times in made.least)
+        baselines = tuple(made.baselines)
+        return replace(made, kind=Kind(made.kind), baselines=baselines, least=least)
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,17 @@ class Verdict:
     found: Spread | None
     baseline: str = ""  # the better one, where there is one
     floor: Spread | None = None  # the floor's own figure, where it has been measured
+    least: Spread | None = None  # the figure of a shim without any cost of its own
+    reach: Spread | None = None  # what would be found for that one
 
     @property
     def met(self) -> bool | None:
         return None if self.found is None else self.found.median <= self.claim.most
+
+    @property
+    def possible(self) -> bool | None:
+        """Whether a shim without any cost of its own would meet it; None: that is not known."""
+        return None if self.reach is None else self.reach.median <= self.claim.most
 
 
 def judge(claim: Claim, values: Values) -> Verdict:
@@ -65,21 +81,47 @@ def judge(claim: Claim, values: Values) -> Verdict:
     Of several baselines the better one counts: the one with which the comparison is worst.
     """
     floor = values.get(claim.floor, {})
-    shown = spread(list(floor.values())) if floor else None
     subject = values.get(claim.subject, {})
-    if claim.kind is Kind.VALUE:
-        found = list(subject.values())
-        return Verdict(claim, spread(found) if found else None, floor=shown)
-    if claim.kind is Kind.ABOVE:
-        found = [value - floor[turn] for turn, value in subject.items() if turn in floor]
-        return Verdict(claim, spread(found) if found else None, floor=shown)
-    least = floor if claim.kind is Kind.BEYOND else dict.fromkeys(subject, 0.0)
-    best = Verdict(claim, None, floor=shown)
-    for name in claim.baselines:
-        pairs = ratios(subject, values.get(name, {}), least)
-        if pairs and (best.found is None or spread(pairs).median > best.found.median):
-            best = Verdict(claim, spread(pairs), name, shown)
-    return best
+    best = Verdict(claim, None, floor=_spread(floor.values()))
+    names = claim.baselines if claim.kind in (Kind.RATIO, Kind.BEYOND) else ("",)
+    for name in names:
+        found = _spread(_compared(claim.kind, subject, values.get(name, {}), floor))
+        if found and (best.found is None or found.median > best.found.median):
+            best = replace(best, found=found, baseline=name)
+    least = total(claim.least, values)
+    reach = _compared(claim.kind, least, values.get(best.baseline, {}), floor)
+    return replace(best, least=_spread(least.values()), reach=_spread(reach))
+
+
+def total(parts: Sequence[tuple[str, int]], values: Values) -> dict[int, float]:
+    """The sum of systems' figures, each multiplied, of all rounds that have them all."""
+    there = [values.get(system, {}).keys() for system, _ in parts]
+    turns = sorted(set(there[0]).intersection(*there[1:])) if there else []
+    return {turn: sum(values[system][turn] * times for system, times in parts) for turn in turns}
+
+
+def _spread(values: Iterable[float]) -> Spread | None:
+    """None: there are no values."""
+    found = list(values)
+    return spread(found) if found else None
+
+
+def _compared(
+    kind: Kind,
+    subject: Mapping[int, float],
+    baseline: Mapping[int, float],
+    floor: Mapping[int, float],
+) -> list[float]:
+    """What a claim of the kind is about, of all rounds that have what it needs."""
+    match kind:
+        case Kind.VALUE:
+            return list(subject.values())
+        case Kind.ABOVE:
+            return [value - floor[turn] for turn, value in subject.items() if turn in floor]
+        case Kind.RATIO:
+            return ratios(subject, baseline, dict.fromkeys(subject, 0.0))
+        case Kind.BEYOND:
+            return ratios(subject, baseline, floor)
 
 
 def ratios(

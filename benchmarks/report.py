@@ -9,7 +9,9 @@ from benchmarks.claims import Kind, Verdict
 from benchmarks.run import Record, Run
 from benchmarks.statistics import Spread, spread
 
+_LEAST = "with a shim that does nothing"
 _MET = {True: "met", False: "**missed**", None: "not measured"}
+_IMPOSSIBLE = "; no shim can meet it here"
 
 
 def markdown(run: Run) -> str:
@@ -60,7 +62,7 @@ def figure(found: Spread) -> str:
 
 
 def _claims(run: Run) -> str:
-    head = ["workload", "claim", "target", "found", "baseline", "floor", ""]
+    head = ["workload", "claim", "target", "found", "baseline", "floor", _LEAST, ""]
     rows = [
         [record.title, verdict.claim.text, *_verdict(run, record, verdict)]
         for record in run.records
@@ -78,8 +80,17 @@ def _verdict(run: Run, record: Record, verdict: Verdict) -> list[str]:
         f"{figure(verdict.found)}{suffix}" if verdict.found else "–",
         run.systems.get(verdict.baseline, verdict.baseline) or "–",
         f"{figure(verdict.floor)} {unit}".rstrip() if verdict.floor else "–",
-        _MET[verdict.met],
+        _least(verdict, unit, suffix),
+        _MET[verdict.met] + (_IMPOSSIBLE if verdict.possible is False else ""),
     ]
+
+
+def _least(verdict: Verdict, unit: str, suffix: str) -> str:
+    """The least figure that any shim can have here, and what would be found for it."""
+    if verdict.least is None:
+        return "–"
+    text = f"{figure(verdict.least)} {unit}".rstrip()
+    return f"{text}: {figure(verdict.reach)}{suffix}" if verdict.reach else text
 
 
 def _workload(run: Run, record: Record) -> str:

@@ -22,13 +22,17 @@ class Bare(System):
 
     def life(self, session: Session) -> list[Step]:
         """A client's least, `ctr version`, and the runtime's part."""
-        address = str(session.daemon.address)
-        return [["ctr", "--address", address, "version"], *self.calls(session)]
+        return [version(session), *self.calls(session)]
 
     def calls(self, session: Session) -> list[Step]:
         """The runtime's part alone."""
         made = Bundle(session, "true")
         return [*made.begin(), {"reap": made.pid_file}, made.delete()]
+
+
+def version(session: Session) -> list[str]:
+    """The command with which a client does the least."""
+    return ["ctr", "--address", str(session.daemon.address), "version"]
 
 
 class Bundle:

@@ -50,6 +50,9 @@ class System:
     containerd = "containerd"  # the program
     folders: Sequence[Path] = ()  # first in its containerd's PATH
 
+    def prepare(self, folder: Path) -> None:
+        """Make what it needs, below the run's folder, which exists. Raises CalledProcessError."""
+
     def environment(self) -> dict[str, str]:
         """Its containerd's environment."""
         return path_with(*self.folders)

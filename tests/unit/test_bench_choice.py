@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from benchmarks import choice
 from benchmarks.__main__ import main
 from benchmarks.choice import Unknown, choose_systems, choose_workloads, extra_systems
-from benchmarks.claims import BASELINES, FLOOR, SUBJECT
+from benchmarks.claims import BASELINES, CLIENT, FLOOR, NULL, SUBJECT
 from benchmarks.systems import systems
 from benchmarks.workloads import Workload, workloads
 
@@ -22,7 +22,7 @@ def name(workload: Workload) -> str:
 
 
 def test_the_systems_that_claims_name_are_there() -> None:
-    assert {*BASELINES, FLOOR, SUBJECT} <= systems().keys()
+    assert {*BASELINES, FLOOR, NULL, CLIENT, SUBJECT} <= systems().keys()
 
 
 @pytest.mark.parametrize("workload", ALL, ids=name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from benchmarks.claims import Claim, Kind, Verdict, judge
+from benchmarks.claims import Claim, Kind, Values, Verdict, judge, total
 
 Turns = Mapping[int, float]
 
@@ -83,3 +83,60 @@ def test_the_floor_is_shown_beside_every_claim() -> None:
     floor = verdict(Kind.VALUE, 1.0, dense_host={0: 1.0}, bare={0: 2.0, 1: 4.0}).floor
     assert floor is not None
     assert floor.median == 3.0
+
+
+LEAST = (("null_shim", 1), ("bare", 1), ("client", -1))
+# bare: 30, of which 10 are the client's; with a shim that does nothing 15: so 35 at least.
+LIVES = {
+    "dense_host": {0: 42.0},
+    "runc_v2": {0: 50.0},
+    "shim_v1": {0: 70.0},
+    "bare": {0: 30.0},
+    "null_shim": {0: 15.0},
+    "client": {0: 10.0},
+}
+
+
+def life(most: float, values: Values, kind: Kind = Kind.BEYOND) -> Verdict:
+    return judge(Claim("", "figure", most, kind, least=LEAST), values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [(Kind.VALUE, 35.0), (Kind.RATIO, 0.7), (Kind.BEYOND, 0.25), (Kind.ABOVE, 5)],
+)
+def test_a_shim_without_cost_is_compared_as_the_subject_is(kind: Kind, wanted: float) -> None:
+    """With the same baseline: the better one."""
+    result = life(1.0, LIVES, kind)
+    assert result.least is not None
+    assert result.reach is not None
+    assert (result.least.median, result.reach.median) == (35.0, pytest.approx(wanted))
+
+
+@pytest.mark.parametrize(
+    ("most", "met", "possible"),
+    [(0.6, True, True), (0.5, False, True), (0.25, False, True), (0.24, False, False)],
+)
+def test_a_target_below_what_any_shim_can_do_is_impossible(
+    most: float, met: bool, possible: bool
+) -> None:
+    result = life(most, LIVES)
+    assert (result.met, result.possible) == (met, possible)
+
+
+@pytest.mark.parametrize("missing", ["null_shim", "bare", "client"])
+def test_without_one_of_its_parts_nothing_is_said_of_it(missing: str) -> None:
+    result = life(1.0, {name: turns for name, turns in LIVES.items() if name != missing})
+    assert (result.least, result.reach, result.possible) == (None, None, None)
+
+
+def test_a_claim_need_not_say_what_is_the_least() -> None:
+    result = verdict(Kind.BEYOND, 1.0, **LIVES)
+    assert result.found is not None
+    assert (result.least, result.possible) == (None, None)
+
+
+def test_a_total_is_of_rounds_that_have_all_parts() -> None:
+    values = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {1: 10.0, 2: 20.0, 3: 30.0}}
+    assert total((("a", 1), ("b", -1)), values) == {1: -8.0, 2: -17.0}
+    assert total((), values) == {}

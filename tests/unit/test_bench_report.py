@@ -60,16 +60,22 @@ def test_numbers_have_three_digits_that_count(value: float, wanted: str) -> None
 
 def test_the_report_says_what_became_of_each_claim() -> None:
     found = {row[1]: row[2:] for row in rows(markdown(made_run())) if row[0] == "Memory"}
-    assert found["little memory"] == ["≤ 30 MB", "21 (20.2–21.8) MB", "–", "–", "met"]
-    assert found["less memory"] == ["≤ 0.100 ×", "0.500 ×", "runc's", "–", "**missed**"]
-    assert found["little time"] == ["≤ 1 ms", "–", "–", "5 ms", "not measured"]
+    assert found["little memory"] == ["≤ 30 MB", "21 (20.2–21.8) MB", "–", "–", "–", "met"]
+    assert found["less memory"] == ["≤ 0.100 ×", "0.500 ×", "runc's", "–", "–", "**missed**"]
+    assert found["little time"] == ["≤ 1 ms", "–", "–", "5 ms", "–", "not measured"]
+
+
+def test_the_report_says_what_no_shim_can_meet() -> None:
+    (found,) = [row[2:] for row in rows(markdown(made_run())) if row[1] == "no time"]
+    impossible = "**missed**; no shim can meet it here"
+    assert found == ["≤ 1 ms", "3 ms", "–", "5 ms", "7 ms: 2 ms", impossible]
 
 
 def test_the_report_has_every_figure_of_every_system() -> None:
     found = rows(markdown(made_run()))
-    assert ["", "runc alone", "denseshim, host", "runc's"] in found
-    assert ["PSS at 1, MB", "–", "11 (10.2–11.8)", "4"] in found
-    assert ["wall time, ms", "5", "–", "–"] in found
+    assert ["", "runc alone", "denseshim, host", "runc's", "nothing's"] in found
+    assert ["PSS at 1, MB", "–", "11 (10.2–11.8)", "4", "–"] in found
+    assert ["wall time, ms", "5", "–", "–", "–"] in found
 
 
 def test_the_report_shows_failures() -> None:
