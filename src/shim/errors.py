@@ -27,6 +27,10 @@ class FailedPrecondition(ShimError):
     """Right request, wrong state of the container: gRPC FAILED_PRECONDITION."""
 
 
+class ExecNotReady(FailedPrecondition):
+    """An exec that has not been started yet, or can be no more: what it is in either API."""
+
+
 class ResourceExhausted(ShimError):
     """Descriptors, processes or memory have run out: gRPC RESOURCE_EXHAUSTED."""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shim import metrics
@@ -20,10 +22,16 @@ from shim._pb.containerd.runc.v1 import options_pb2 as runc_pb2
 from shim._pb.containerd.task.v3 import task_pb2
 from shim._pb.containerd.v2.types import task_pb2 as types_pb2
 from shim.api import anys
-from shim.api.calls import Call, Method
+from shim.api.calls import Call, Handler, Method
 from shim.bootstrap.arguments import check_identifier
 from shim.bootstrap.options import decode, decode_checkpoint
-from shim.errors import InvalidArgument, NotFound
+from shim.errors import (
+    ExecNotReady,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    RuntimeFailed,
+)
 from shim.model import CreateRequest, Exit, Mount, Status, Stdio
 from shim.service.container import Container
 from shim.service.groups import Group, Groups
@@ -54,6 +62,9 @@ class TaskService:
 
     def methods(self) -> Mapping[str, Method]:
         """By name, as either version has them."""
+        return {name: replace(method, handler=_judged(method)) for name, method in self._all()}
+
+    def _all(self) -> Iterable[tuple[str, Method]]:
         return {
             "Create": Method(task_pb2.CreateTaskRequest, self.create),
             "Start": Method(task_pb2.StartRequest, self.start),
@@ -72,7 +83,7 @@ class TaskService:
             "Stats": Method(task_pb2.StatsRequest, self.stats),
             "Connect": Method(task_pb2.ConnectRequest, self.connect),
             "Shutdown": Method(task_pb2.ShutdownRequest, self.shutdown),
-        }
+        }.items()
 
     def _group(self, call: Call) -> Group:
         group = self._groups.get(call.listener)
@@ -261,3 +272,17 @@ def _process_to_pb(pid: int, exec_id: str) -> types_pb2.ProcessInfo:
         details = runc_pb2.ProcessDetails(exec_id=exec_id)
         message.info.CopyFrom(anys.pack(details, DETAILS))
     return message
+
+
+def _judged(method: Method) -> Handler:
+    """The handler, whose errors for a wrong state are UNKNOWN (contract: runtime-v2, 3.2)."""
+
+    async def handler(call: Call, request: Any) -> Message:
+        try:
+            return await method.handler(call, request)
+        except ExecNotReady:
+            raise
+        except FailedPrecondition as error:
+            raise RuntimeFailed(str(error)) from error
+
+    return handler

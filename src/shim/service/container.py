@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shim.errors import (
+    ExecNotReady,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -324,6 +325,8 @@ class Container:
         """Start an exec that was added; its pid."""
         process = self.execs.named(exec_id)
         if process.request != request:
+            if self.status is Status.STOPPED:
+                raise ExecNotReady(f"cannot start exec {exec_id}: the container has ended")
             check(Operation.EXEC, self.status, self.facts.id)
         await self.execs.start(self._exec_runtime(), process, request)
         return process.pid
@@ -366,7 +369,7 @@ class Container:
         else:
             process = self.named(exec_id)
             if exec_id and not process.pid and not process.over.done():
-                raise FailedPrecondition(f"exec {exec_id} has not been started")
+                raise ExecNotReady(f"exec {exec_id} has not been started")
             await self._signal(process, number, request)
         if not exec_id:
             await self._thaw_killed(number)
