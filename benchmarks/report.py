@@ -11,7 +11,8 @@ from benchmarks.statistics import Spread, spread
 
 _LEAST = "with a shim that does nothing"
 _MET = {True: "met", False: "**missed**", None: "not measured"}
-_IMPOSSIBLE = "; no shim can meet it here"
+# Said of a miss alone: what is met is not out of reach, whatever a sum of floors may say.
+_BEYOND = "; out of any shim's reach here"
 
 
 def markdown(run: Run) -> str:
@@ -81,7 +82,7 @@ def _verdict(run: Run, record: Record, verdict: Verdict) -> list[str]:
         run.systems.get(verdict.baseline, verdict.baseline) or "–",
         f"{figure(verdict.floor)} {unit}".rstrip() if verdict.floor else "–",
         _least(verdict, unit, suffix),
-        _MET[verdict.met] + (_IMPOSSIBLE if verdict.possible is False else ""),
+        _MET[verdict.met] + (_BEYOND if (verdict.met, verdict.possible) == (False, False) else ""),
     ]
 
 
