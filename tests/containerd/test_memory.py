@@ -30,16 +30,18 @@ MOST_PER_CONTAINER = 150 * KIB
 WARM_UP = sized(600, 2000)
 # A million, which users have asked for, would take hours: each starts two processes.
 EXECS = sized(300, 20_000)
-CALLERS = sized(1, 4)
+CALLERS = sized(1, 24)
 MOST_GROWTH = sized(256 * KIB, 1024 * KIB)
 # Execs of the last quarter cost as much CPU time as those of the first, but for noise.
 MOST_SLOWER = sized(1.5, 1.2)
+# Seconds. Were it to end before the shell, the shell would collect its exit: many at once are slow.
+LIFE = sized(0.02, 0.5)
 # In runc's place for exec: starts a program that outlives it for a moment, and tells its pid.
-EXEC = """while [ $# -gt 0 ]; do
+EXEC = f"""while [ $# -gt 0 ]; do
 [ "$1" = --pid-file ] && pid_file=$2
 shift
 done
-sleep 0.02 & echo -n $! > "$pid_file"
+sleep {LIFE} & echo -n $! > "$pid_file"
 exit 0"""
 
 
