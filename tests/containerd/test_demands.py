@@ -244,10 +244,23 @@ def test_demand_06_a_million_lines_through_pipes(sleeper: Container, round: int)
 
 
 @pytest.mark.parametrize("round", range(ROUNDS))
-def test_demand_06_a_million_lines_of_the_init_process(containerd: Containerd, round: int) -> None:
-    done = containerd.run("seq", str(LAST))
-    assert done.returncode == 0
-    assert done.stdout == lines(LAST)
+def test_demand_06_a_million_lines_of_the_init_process(
+    containerd: Containerd, tmp_path: Path, round: int
+) -> None:
+    """`ctr run` itself may end before it has read what is still in the FIFO, with any shim."""
+    script = f"until [ -e /shared/go ]; do sleep 0.05; done; exec seq {LAST}"
+    with containerd.living("sh", "-c", script, options=_shared(tmp_path)) as container:
+        (fifo,) = tmp_path.glob(f"*/{container.id}-stdout")
+        with fifo.open("rb") as reader:
+            (tmp_path / "go").touch()
+            assert reader.read() == lines(LAST)
+        container.wait_stopped()
+
+
+def _shared(folder: Path) -> list[str]:
+    """ctr's options for a container that has `folder` at /shared, and its FIFOs in it."""
+    mount = f"type=bind,src={folder},dst=/shared,options=rbind:rw"
+    return ["--fifo-dir", str(folder), "--mount", mount]
 
 
 @pytest.mark.parametrize("round", range(ROUNDS))
@@ -259,7 +272,7 @@ def test_demand_06_a_million_lines_through_a_terminal(sleeper: Container, round:
 
 @pytest.mark.parametrize("round", range(ROUNDS))
 def test_demand_06_a_reader_without_ctr(sleeper: Container, tmp_path: Path, round: int) -> None:
-    """Eight at once. ctr may leave what is still in the FIFO when it deletes what has ended."""
+    """Eight execs at once."""
     run = partial(_run_and_read, sleeper, tmp_path, "seq", str(LAST // 10))
     with ThreadPoolExecutor(8) as pool:
         found = [one.result() for one in [pool.submit(run) for _ in range(8)]]
@@ -311,9 +324,7 @@ def test_demand_07_the_reader_is_away(sleeper: Container, tmp_path: Path) -> Non
     """The container waits for the next reader, while others write: no error, no byte lost."""
     containerd = sleeper.daemon
     script = "until [ -e /shared/go ]; do sleep 0.05; done; seq 300000; echo $? > /shared/status"
-    mount = f"type=bind,src={tmp_path},dst=/shared,options=rbind:rw"
-    options = ["--fifo-dir", str(tmp_path), "--mount", mount]
-    with containerd.living("sh", "-c", script, options=options) as container:
+    with containerd.living("sh", "-c", script, options=_shared(tmp_path)) as container:
         (fifo,) = tmp_path.glob(f"*/{container.id}-stdout")
         with fifo.open("rb", buffering=0) as reader:
             (tmp_path / "go").touch()
