@@ -25,10 +25,12 @@ _EVENT: Final = struct.Struct("=iIII")  # inotify(7): watch, mask, cookie, lengt
 _QUEUE: Final = 65536  # bytes; a read gives whole events
 # Eventfds, at most. A cgroup's removal rings, too, and costs those that share the eventfd a look.
 _BELLS: Final = 64
+# Seconds from a ring to the first further look, and from one to the next.
+_LOOKS: Final = (0.01, 0.1, 0.5, 2.0)
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 
 Told = Callable[[Hashable, int], None]
-Look = Callable[[Collection[Hashable]], None]
+Look = Callable[[Collection[Hashable], int], None]
 
 
 class OomWatcher:
@@ -106,13 +108,10 @@ class OomWatcher:
 
     def _listen_v1(self, key: Hashable, watched: _Watched) -> None:
         if len(self._bells) < _BELLS:
-            self._bells.append(_Bell(self._rung))
+            self._bells.append(_Bell(self._look))
         watched.bell = min(self._bells, key=lambda bell: len(bell.keys))
         watched.bell.keys.add(key)
         watched.bell.listen_to(watched.path)
-
-    def _rung(self, keys: Collection[Hashable]) -> None:
-        self._look(keys, uncounted=1)
 
     def _look(self, keys: Collection[Hashable], uncounted: int = 0) -> None:
         for key in list(keys):  # who is told may stop watching
@@ -142,11 +141,16 @@ class _Watched:
 
 
 class _Bell:
-    """An eventfd that several cgroups of v1 ring, until it is closed."""
+    """An eventfd that several cgroups of v1 ring, until it is closed.
 
-    def __init__(self, rung: Look) -> None:
+    The kernel rings when it is about to kill, and counts when it has: after each ring there are
+    some further looks.
+    """
+
+    def __init__(self, look: Look) -> None:
         self.keys: set[Hashable] = set()
-        self._rung = rung
+        self._look = look
+        self._further: asyncio.TimerHandle | None = None
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._descriptor, self._read)
@@ -164,12 +168,25 @@ class _Bell:
             os.close(control)
 
     def close(self) -> None:
+        if self._further is not None:
+            self._further.cancel()
         self._loop.remove_reader(self._descriptor)
         os.close(self._descriptor)
 
     def _read(self) -> None:
         os.eventfd_read(self._descriptor)
-        self._rung(self.keys)
+        self._look_further(0)
+        self._look(self.keys, 1)  # last: it may close this bell
+
+    def _look_further(self, turn: int) -> None:
+        if self._further is not None:
+            self._further.cancel()
+        if turn < len(_LOOKS):
+            self._further = self._loop.call_later(_LOOKS[turn], self._look_again, turn)
+
+    def _look_again(self, turn: int) -> None:
+        self._look_further(turn + 1)
+        self._look(self.keys, 0)
 
 
 class _Inotify:
@@ -218,4 +235,4 @@ class _Inotify:
                 self._keys.pop(number, None)
             else:
                 changed |= self._keys.get(number, set())
-        self._changed(changed)
+        self._changed(changed, 0)

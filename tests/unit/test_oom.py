@@ -172,6 +172,27 @@ async def test_a_forgotten_cgroup_is_not_told(memory, watcher, told, monkeypatch
     assert watcher.check("forgotten") == 0
 
 
+async def test_a_kill_is_counted_after_the_ring(tmp_path, watcher, told, monkeypatch):
+    """A later look finds it."""
+    control = tmp_path / "memory.oom_control"
+    control.write_text("oom_kill_disable 0\nunder_oom 1\noom_kill 3\n")
+    (tmp_path / "cgroup.event_control").touch()
+    watcher.watch("a", {"memory": str(tmp_path)}, 3)
+    looked = asyncio.Event()
+
+    def content(path):
+        looked.set()
+        return cgroup.content(path)
+
+    monkeypatch.setattr(oom, "content", content)
+    eventfd = int((tmp_path / "cgroup.event_control").read_text().split()[0])
+    os.eventfd_write(eventfd, 1)
+    await looked.wait()
+    assert told.all == []
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+    assert await told.number(1) == [("a", 4)]
+
+
 async def test_a_kernel_that_does_not_count(tmp_path, watcher, told, monkeypatch):
     """Every wake is a kill then, in all cgroups that are there."""
     monkeypatch.setattr(oom, "_BELLS", 1)

@@ -68,7 +68,7 @@ class Container:
         self.runtime = runtime
         self.turn = asyncio.Lock()
         self.deleted = False
-        self.execs = Execs(home, facts, self._exec_ended)
+        self.execs = Execs(home, facts, self._exec_ended, self._note_kills)
         self.members = Members(home.host, facts)
 
     # -- looking

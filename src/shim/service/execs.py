@@ -23,6 +23,8 @@ from shim.service.launch import launch
 from shim.service.process import Process, ProcessSpec
 from shim.service.record import Facts
 
+_KILLED = 128 + signal.SIGKILL
+
 _log = logging.getLogger(__name__)
 
 
@@ -31,13 +33,21 @@ class Execs:
 
     Those of the service of 2017 have no name, and are started as they are added. A pid that the
     kernel has given again belongs to the younger process: the elder has ended. `ended` is
-    called when one has, and when one that was being started is, or is not.
+    called when one has, and when one that was being started is, or is not; `killed` before the
+    exit of one is told that SIGKILL has ended.
     """
 
-    def __init__(self, home: Home, facts: Facts, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        facts: Facts,
+        ended: Callable[[], None],
+        killed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._home = home
         self._facts = facts
         self._ended_one = ended
+        self._killed_one = killed
         self._all: dict[int, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._by_name: dict[str, Process] = {}
@@ -227,6 +237,8 @@ class Execs:
     def _ended(self, process: Process, ended: Exit) -> None:
         if process.exit is not None:
             return  # an earlier front has told it
+        if ended.status == _KILLED:
+            self._killed_one()
         process.exit = ended
         process.stdio.process_ended()
         self._tell(EventType.EXIT, process)
