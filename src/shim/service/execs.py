@@ -42,7 +42,7 @@ class Execs:
         home: Home,
         facts: Facts,
         ended: Callable[[], None],
-        killed: Callable[[], None] = lambda: None,
+        killed: Callable[[], None],
     ) -> None:
         self._home = home
         self._facts = facts
