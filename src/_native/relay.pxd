@@ -276,12 +276,12 @@ cdef inline void relay_event(Relay *relay, uint64_t tag, uint32_t slot, uint32_t
     stream = &relay.streams[slot]
     if stream.generation & 0xFFFFFF != generation or stream.flags & GONE or stream.where == LINGER:
         return
+    if tag == SOURCE_TAG and events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR):
+        stream.hung_up = True
     if is_closed_yet(stream):
-        return                   # SETTLE looks at both ends
+        return                   # SETTLE looks at both ends; no other edge tells of this end
     if tag == SINK_TAG:
         stream.blocked = False
-    elif events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR):
-        stream.hung_up = True
     if tag == SINK_TAG and events & EPOLLERR and stream.way == SPLICE:
         stream.error = EPIPE     # the last reader has gone: nothing can be delivered any more
         end_stream(relay, slot, False)

@@ -579,6 +579,8 @@ def test_an_input_that_stays_ends_when_it_is_read(
     kinds = [Kind.UNHOLD, Kind.SETTLE]
     for kind in kinds if unhold == "before" else reversed(kinds):
         assert front.ask(kind, id=50).error == 0
+        with a_while(front):  # what the kernel tells of the one has been heard
+            pass
     assert read_to_end(inner) == b"all"
     assert front.report(Kind.ENDED, 50).moved == 3
     os.close(inner)
