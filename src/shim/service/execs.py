@@ -290,9 +290,7 @@ class Execs:
 
     async def _end_unheard(self, process: Process, command: Spawn, pid: int) -> None:
         """Nobody has been told of it, and its terminal has hung up: it would be heard by nobody."""
-        known = process.child
-        child = known or await self._home.host.keeper.track(pid, command, process.child_id)
-        process.child = None
+        child = await self._home.host.keeper.track(pid, command, process.child_id)
         with contextlib.suppress(NotFound):
             await child.signal(signal.SIGKILL)
         await child.exited
@@ -304,7 +302,7 @@ class Execs:
         try:
             if command is None or not await has_succeeded(command):
                 raise RuntimeFailed("its command did not succeed")
-            if not process.stdio.is_whole():
+            if process.child is None and not process.stdio.is_whole():
                 await self._end_unheard(process, command, read_pid(pid_file))
                 raise RuntimeFailed("its terminal was lost")
             await self._follow(process, command, pid_file)
