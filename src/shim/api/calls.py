@@ -183,6 +183,7 @@ class _Serving:
             _log.error("%s failed", self._name, exc_info=error)
             self._respond(failure(INTERNAL, f"a defect in the shim: {error!r}"))
 
+
 async def awaited(result: Awaitable[Message]) -> Message:
     """A handler's result as a coroutine's, of which a task can be made."""
     return await result
