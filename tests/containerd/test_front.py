@@ -342,6 +342,7 @@ def test_a_signal_is_sent_once(containerd: Containerd, host: Host, tmp_path: Pat
                 host.kill_front()
                 assert caller.answer(stream).code == 0
                 assert running.stdout.readline() == b"%d\n" % number
+                host.wait_served()  # ctr's Wait, too: two fronts may die over a call, no more
         container.kill("KILL")
         assert running.stdout.read() == b""
         assert running.wait(PATIENCE) == 137

@@ -253,6 +253,13 @@ async def test_what_a_front_survives_is_replayable(
     assert keeper.waiting == [2]
 
 
+async def test_what_only_waits_is_replayable_at_once(keeper: Keeper, service: Service) -> None:
+    """Before its handler has run: fronts may be killed as soon as they have taken it."""
+    keeper.give("Wait", id=1)
+    assert keeper.waiting == [1]
+    assert service.begun.locked()
+
+
 def test_an_error_may_have_what_no_message_can_hold() -> None:
     """Half a character of a path, of which Python's file names have some: the caller is told."""
     response = ttrpc_pb2.Response.FromString(failure(3, "cannot read /b\udcff/config.json"))

@@ -98,7 +98,6 @@ class Room:
         self.used = True
         self.open = True
         self.answers: list[Message] = []
-        self.waiting = False
         found: Any = self
         self.service = TaskService(found, found)
 
@@ -131,7 +130,6 @@ class Room:
         """The answer of a method."""
         call = Call(CALL, listener)
         call.answer = self.answers.append
-        call.waits = lambda: setattr(self, "waiting", True)
         found = self.service.methods()[method]
         assert isinstance(message, found.request)
         return await found.handler(call, message)
@@ -200,12 +198,11 @@ async def test_each_status_has_its_number(room: Room, status: Status, number: in
     assert (await room.ask("State", pb.StateRequest(id="box"))).status == number
 
 
-async def test_a_wait_may_be_given_to_any_front(room: Room) -> None:
-    """It says so before it waits; its end leaves the future to others."""
+async def test_a_wait_that_is_given_up(room: Room) -> None:
+    """Its end leaves the future to others."""
     waiting = asyncio.ensure_future(room.ask("Wait", pb.WaitRequest(id="box")))
     given_up = asyncio.ensure_future(room.ask("Wait", pb.WaitRequest(id="box")))
     await asyncio.sleep(0)
-    assert room.waiting
     given_up.cancel()
     await asyncio.wait((given_up,))
     room.container.init.over.set_result(ENDED)

@@ -51,7 +51,6 @@ class Call:
     pid: int = 0
     descriptors: list[int] = field(default_factory=list)
     answer: Callable[[Message], None] = lambda _: None
-    waits: Callable[[], None] = lambda: None
 
 
 Handler = Callable[[Call, Any], Awaitable[Message]]
@@ -130,13 +129,17 @@ class _Serving:
         self._name = ""
         self._timers: list[asyncio.TimerHandle] = []
         call.answer = self._answer
-        call.waits = lambda: keeper.replayable(call.id)
 
     def begin(self, method: Method, name: str, message: Message, left: float | None) -> None:
         """Have the handler called; `left`: seconds until the caller's deadline, if it has one."""
         loop = asyncio.get_running_loop()
         self.parks, self._name = method.parks, name
-        self._timers.append(loop.call_later(PROVEN, self._call.waits))
+        if method.parks:
+            # Before anything else: a front that is killed meanwhile did not die of this call.
+            self._keeper.replayable(self._call.id)
+        else:
+            proven = loop.call_later(PROVEN, self._keeper.replayable, self._call.id)
+            self._timers.append(proven)
         if left is not None:
             self._timers.append(loop.call_later(left, self._expire))
         self.task = loop.create_task(awaited(method.handler(self._call, message)))

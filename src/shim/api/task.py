@@ -162,7 +162,6 @@ class TaskService:
 
     async def wait(self, call: Call, request: task_pb2.WaitRequest) -> task_pb2.WaitResponse:
         process = self._find(call, request.id).named(request.exec_id)
-        call.waits()
         ended = await asyncio.shield(process.over)
         return task_pb2.WaitResponse(exit_status=ended.status, exited_at=_time(ended))
 
