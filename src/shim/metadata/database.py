@@ -67,15 +67,13 @@ class Database:
 
     def check(self) -> list[str]:
         """What is wrong with the file, in SQLite's words; empty when it is sound."""
-        with self.reading() as connection:
-            found = [text for (text,) in connection.execute("PRAGMA integrity_check")]
-            if found != ["ok"]:
-                return found
-            broken = connection.execute("PRAGMA foreign_key_check").fetchall()
-        return [
-            f"row {row} of {table} refers to a row of {parent} that is not there"
-            for table, row, parent, _ in broken
-        ]
+        problems: list[str] = []
+        try:
+            with self.reading() as connection:
+                problems.extend(_problems(connection))
+        except CorruptState as error:
+            problems.append(str(error))  # SQLite may stumble over what it has just told
+        return problems
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -125,6 +123,14 @@ class Database:
                 f"{len(MIGRATIONS)}: use the newer one"
             )
         return int(version)
+
+
+def _problems(connection: sqlite3.Connection) -> Iterator[str]:
+    for (text,) in connection.execute("PRAGMA integrity_check"):
+        if text != "ok":
+            yield text
+    for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+        yield f"row {row} of {table} refers to a row of {parent} that is not there"
 
 
 def _make(path: Path) -> None:
