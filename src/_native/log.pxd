@@ -32,6 +32,7 @@ cdef enum:
     TAG_AT = 38
     LEAST_LIMIT = 32 << 10     # a file takes any record
     MOST_FILES = 100
+    MOST_STREAMS = 1 << 16     # that write to logs
     MORE = -1                  # outcome: there are records left
     LOG_NAME = 200             # bytes of a file's name, at most
     NUMBERED = 208             # of one with its number, and NUL
@@ -54,7 +55,9 @@ cdef struct Logs:
     Log *all
     uint32_t most, used, free
     Map ids
-    char *kept                 # TEXT bytes for each stream
+    char *kept                 # TEXT bytes for each place, which is a stream's
+    uint32_t *places           # that were given back
+    uint32_t places_back, places_used
     char *text                 # TEXT bytes: what is being written
     char *composed             # COMPOSED bytes
     uint64_t second            # what `prefix` tells; 0: nothing
@@ -70,15 +73,37 @@ cdef struct Batch:
 
 cdef inline bint logs_open(Logs *logs, uint32_t most) noexcept nogil:
     """Room for the logs of `most` streams. False: no memory."""
+    most = min(most, <uint32_t>MOST_STREAMS)
     logs.most = most
     logs.free = NONE
     logs.all = <Log *>arena(most * sizeof(Log))
     logs.kept = <char *>arena(<size_t>most * TEXT)
+    logs.places = <uint32_t *>arena(most * sizeof(uint32_t))
     logs.text = <char *>arena(TEXT)
     logs.composed = <char *>arena(COMPOSED)
-    if logs.all == NULL or logs.kept == NULL or logs.text == NULL or logs.composed == NULL:
+    if logs.all == NULL or logs.kept == NULL or logs.places == NULL:
         return False
-    return map_open(&logs.ids, most)
+    return logs.text != NULL and logs.composed != NULL and map_open(&logs.ids, most)
+
+
+cdef inline uint32_t take_place(Logs *logs) noexcept nogil:
+    """A place for what a stream has read and not written; NONE: there is none left."""
+    if logs.places_back:
+        logs.places_back -= 1
+        return logs.places[logs.places_back]
+    if logs.places_used == logs.most:
+        return NONE
+    logs.places_used += 1
+    return logs.places_used - 1
+
+
+cdef inline void give_place(Logs *logs, uint32_t place) noexcept nogil:
+    logs.places[logs.places_back] = place
+    logs.places_back += 1
+
+
+cdef inline char *text_at(Logs *logs, uint32_t place) noexcept nogil:
+    return logs.kept + <size_t>place * TEXT
 
 
 # ---- files

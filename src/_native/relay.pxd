@@ -16,7 +16,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from clock cimport FOREVER, MILLISECOND, SECOND
 from fds cimport drop
 from linux cimport *
-from log cimport GULP, LINE, MORE, TEXT, Log, log_leave, log_write
+from log cimport GULP, LINE, MORE, TEXT, Log, log_write, text_at
 from pace cimport cool_down, forget_grown, maybe_grow, rest
 from stream cimport *
 from table cimport NONE, map_find
@@ -165,11 +165,10 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
 
 # ---- into logs
 
-cdef inline void keep_text(Relay *relay, uint32_t slot, const char *text,
+cdef inline void keep_text(Relay *relay, Stream *stream, const char *text,
                            uint32_t size) noexcept nogil:
     """Keep what could not be written yet: mostly the beginning of a line, which is short."""
-    cdef Stream *stream = &relay.streams[slot]
-    cdef char *kept = relay.logs.kept + <size_t>slot * TEXT
+    cdef char *kept = text_at(&relay.logs, stream.place)
     if stream.pending > <uint32_t>LINE >= size:
         madvise(kept + LINE, TEXT - LINE, MADV_DONTNEED)
     memcpy(kept, text, size)
@@ -238,9 +237,9 @@ cdef inline int log_turn(Relay *relay, uint32_t slot) noexcept nogil:
     cdef char *text = relay.logs.text
     cdef size_t size = stream.pending
     cdef int outcome
-    memcpy(text, relay.logs.kept + <size_t>slot * TEXT, size)
+    memcpy(text, text_at(&relay.logs, stream.place), size)
     outcome = move_lines(relay, stream, text, &size)
-    keep_text(relay, slot, text, <uint32_t>size)
+    keep_text(relay, stream, text, <uint32_t>size)
     return outcome
 
 
@@ -262,9 +261,8 @@ cdef inline void end_stream(Relay *relay, uint32_t slot, bint linger) noexcept n
     close_end(relay, &stream.source)
     drop(&stream.hold)
     if stream.log:
-        keep_text(relay, slot, relay.logs.text, 0)
-        log_leave(&relay.logs, stream.log - 1)
-        stream.log = 0
+        keep_text(relay, stream, relay.logs.text, 0)
+        leave_log(relay, stream)
     if linger and stream.flags & OUTPUT and not stream.error and not has_reader(stream.sink):
         stream.born = relay.now
         stream.due = relay.now + LINGER_FIRST

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from clock cimport FOREVER
 from fds cimport drop
 from linux cimport *
-from log cimport Log, Logs, log_join, log_leave, logs_open
+from log cimport Log, Logs, give_place, log_join, log_leave, logs_open, take_place
 from table cimport NONE, Map, arena, map_find, map_open, map_put, map_remove
 from wire cimport GONE, INPUT, OUTPUT, STAY, STDERR
 
@@ -52,6 +52,7 @@ cdef struct Stream:
     uint32_t pending, offset   # what read(2) gave and write(2) has not taken, in `rest`; of a
                                # log's stream, from its beginning, in `logs.kept`
     uint32_t log               # its slot and 1; 0: there is a sink
+    uint32_t place             # a log's: in `logs.kept`
     uint8_t flags              # OUTPUT, INPUT, GONE, STAY, STDERR
     uint8_t where              # List
     uint8_t way
@@ -242,26 +243,26 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
 cdef inline int relay_add_log(Relay *relay, uint64_t id, int source, Log *wanted,
                               int flags) noexcept nogil:
     """Begin a stream into a log, see log_join; takes the descriptors, as relay_add does."""
-    cdef uint32_t slot = NONE
+    cdef uint32_t slot
     cdef uint32_t log = 0
     cdef Stream *stream
     cdef int error = log_join(&relay.logs, wanted, &log)
-    if not error:
-        if map_find(&relay.ids, id) != NONE:
-            error = EEXIST
-        else:
-            slot = new_slot(relay)
-            error = EMFILE if slot == NONE else 0
-        if error:
-            log_leave(&relay.logs, log)
     if error:
         drop(&source)
         return error
+    if map_find(&relay.ids, id) != NONE:
+        error = EEXIST
+    slot = NONE if error else new_slot(relay)
+    if slot == NONE:
+        drop(&source)
+        log_leave(&relay.logs, log)
+        return error if error else EMFILE
     stream = &relay.streams[slot]
     stream.id = id
     stream.source = source
     stream.sink = stream.hold = -1
     stream.log = log + 1
+    stream.place = take_place(&relay.logs)
     stream.flags = flags & (STAY | STDERR)
     stream.way = way_of(source, source)
     stream.piped = stream.way == SPLICE
@@ -270,12 +271,22 @@ cdef inline int relay_add_log(Relay *relay, uint64_t id, int source, Log *wanted
     stream.file = True
     stream.where = NOWHERE
     map_put(&relay.ids, id, slot)
-    error = watch(relay, EPOLL_CTL_ADD, source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
+    if stream.place == NONE:
+        error = EMFILE
+    else:
+        error = watch(relay, EPOLL_CTL_ADD, source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
     if error:
         close_end(relay, &stream.source)
-        log_leave(&relay.logs, log)
+        leave_log(relay, stream)
         free_slot(relay, slot)
     return error
+
+
+cdef inline void leave_log(Relay *relay, Stream *stream) noexcept nogil:
+    if stream.place != NONE:
+        give_place(&relay.logs, stream.place)
+    log_leave(&relay.logs, stream.log - 1)
+    stream.log = 0
 
 
 cdef inline void close_end(Relay *relay, int *fd) noexcept nogil:

@@ -19,7 +19,8 @@ from fds cimport drop, is_sealed
 from framing cimport IN_BODY, MOST_MESSAGE
 from linux cimport *
 from listener cimport Listener, Listeners, listener_place
-from log cimport LEAST_LIMIT, LOG_NAME, MOST_FILES, TEXT, Log, Logs, free_log
+from log cimport (LEAST_LIMIT, LOG_NAME, MOST_FILES, TEXT, Log, Logs, free_log, take_place,
+                  text_at)
 from pace cimport COOL_TIME
 from publisher cimport MOST_DESTINATIONS, Destination, Publisher, watch_destination
 from reaper cimport BITS_EXITED, BITS_LIVE, BITS_SPAWN, UNCLAIMED, Process, Reaper, Unclaimed
@@ -165,7 +166,7 @@ cdef inline void put_processes(Writer *writer, Reaper *reaper) noexcept nogil:
 cdef inline char *unwritten(Relay *relay, uint32_t slot) noexcept nogil:
     """What a stream has read and not written."""
     if relay.streams[slot].log:
-        return relay.logs.kept + <size_t>slot * TEXT
+        return text_at(&relay.logs, relay.streams[slot].place)
     return relay.rest + <size_t>slot * CHUNK + relay.streams[slot].offset
 
 
@@ -463,7 +464,8 @@ cdef inline int join_log(Logs *logs, Stream *stream) noexcept nogil:
     if stream.log > logs.used or logs.all[stream.log - 1].id == 0:
         return EINVAL
     logs.all[stream.log - 1].streams += 1
-    return 0
+    stream.place = take_place(logs)
+    return 0 if stream.place != NONE else EMFILE
 
 
 cdef inline void cool_stream(Stream *stream) noexcept nogil:
@@ -494,6 +496,10 @@ cdef inline int get_stream(Reader *reader, Relay *relay, uint64_t now) noexcept 
     cool_stream(stream)
     if reader.entry.more > <uint64_t>(TEXT if stream.log else CHUNK):
         return EINVAL
+    if stream.log:
+        error = join_log(&relay.logs, stream)
+        if error:
+            return error
     stream.pending = <uint32_t>reader.entry.more
     memcpy(unwritten(relay, slot), reader.more, stream.pending)
     if stream.id and map_find(&relay.ids, stream.id) != NONE:
@@ -502,10 +508,6 @@ cdef inline int get_stream(Reader *reader, Relay *relay, uint64_t now) noexcept 
         map_put(&relay.ids, stream.id, slot)
     if stream.flags & GONE:
         return 0
-    if stream.log:
-        error = join_log(&relay.logs, stream)
-    if error:
-        return error
     if stream.grown and relay.grown_count < relay.grown_most:
         relay.grown[relay.grown_count] = slot
         relay.grown_count += 1
