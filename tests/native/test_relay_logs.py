@@ -171,6 +171,12 @@ def trouble(front: Front, id: int = OUT) -> int:
     return reply.status
 
 
+def was_read(front: Front) -> None:
+    """What was written before has been read: the turn of a stream is before the second reply."""
+    for _ in range(2):
+        assert front.ask(Kind.PONG).error == 0
+
+
 def has_line(folder: Path, text: bytes) -> Callable[[], bool]:
     path = folder / FILE
     return lambda: path.exists() and text in texts(parse(path.read_bytes()))
@@ -264,6 +270,19 @@ def test_half_a_line_waits_for_the_rest(front: Front, folder: Path) -> None:
     assert len(read_log(folder)) == 2
 
 
+def test_an_end_that_comes_late(front: Front, folder: Path) -> None:
+    """A record is full, and its line may end with it: the keeper waits for the next byte."""
+    inner = into_log(front, OUT, folder)
+    data = b""
+    for piece in (b"x" * MOST, b"\n", b"y" * MOST, b"z", b"\n", b"u" * MOST):
+        os.write(inner, piece)
+        data += piece
+        was_read(front)
+    os.close(inner)
+    assert ended(front).moved == len(data)
+    assert records(read_log(folder)) == expected(data)
+
+
 def test_a_stream_that_stays(front: Front, folder: Path) -> None:
     """The source's end is none until SETTLE; half a line waits for it."""
     inner = into_log(front, OUT, folder, Flag.STAY)
@@ -321,6 +340,7 @@ LENGTHS = st.one_of(
     st.integers(0, 200),
     st.sampled_from([MOST - 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1, 3 * MOST, 70_000]),
 )
+WRITES = st.tuples(st.one_of(LENGTHS, st.integers(1, 100_000)), st.booleans())
 TEXTS = st.lists(st.tuples(LENGTHS, st.sampled_from(b"ab\0\r\xff"), st.booleans()), max_size=80)
 
 
@@ -329,22 +349,28 @@ TEXTS = st.lists(st.tuples(LENGTHS, st.sampled_from(b"ab\0\r\xff"), st.booleans(
 )
 @given(
     pieces=TEXTS,
-    writes=st.lists(st.integers(1, 100_000), min_size=1, max_size=20),
+    writes=st.lists(WRITES, min_size=1, max_size=20),
     files=st.integers(1, 5),
     limit=st.integers(LEAST_LIMIT, 100_000),
 )
 def test_files_are_the_model_s(
-    shared: Keeper, pieces: list[tuple[int, int, bool]], writes: list[int], files: int, limit: int
+    shared: Keeper,
+    pieces: list[tuple[int, int, bool]],
+    writes: list[tuple[int, bool]],
+    files: int,
+    limit: int,
 ) -> None:
-    """Any text, cut into any writes: each file holds exactly the records that it should."""
+    """Any text, cut anywhere for the keeper: each file holds exactly the records that it should."""
     data = b"".join(bytes([byte]) * size + b"\n" * end for size, byte, end in pieces)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inner = into_log(shared.front, OUT, folder, limit=limit, files=files)
         at = 0
-        for size in writes:
+        for size, waits in writes:
             write_all(inner, data[at : at + size])
             at += size
+            if waits:
+                was_read(shared.front)
         write_all(inner, data[at:])
         os.close(inner)
         report = ended(shared.front)
