@@ -41,6 +41,7 @@ cdef struct Log:
     uint64_t id
     uint64_t limit             # bytes of a file: only a longer record makes it longer
     uint64_t size              # of the present file
+    uint64_t written           # bytes in all
     uint64_t device, inode     # the same
     uint64_t checked           # the loop's time when the file was last compared with its name
     int directory, file        # owned
@@ -399,6 +400,7 @@ cdef inline int log_write(Logs *logs, Log *log, const char *stream, const char *
                 take_back(log, &batch, text + taken[0], size - taken[0], ending, written)
             taken[0] += batch.taken
             log.size += batch.size
+            log.written += batch.size
             room -= batch.size
             if error:
                 return error

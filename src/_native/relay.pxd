@@ -212,9 +212,9 @@ cdef inline int read_lines(Stream *stream, char *text, size_t *size) noexcept no
 
 
 cdef inline int move_lines(Relay *relay, Stream *stream, char *text, size_t *size) noexcept nogil:
-    cdef size_t most = size[0] + TURN
-    cdef size_t all = size[0]
-    cdef size_t before
+    """A turn is of TURN bytes written: empty lines become many times as many as have been read."""
+    cdef Log *log = &relay.logs.all[stream.log - 1]
+    cdef uint64_t before = log.written
     cdef int outcome = MORE
     cdef int error
     while True:
@@ -225,11 +225,9 @@ cdef inline int move_lines(Relay *relay, Stream *stream, char *text, size_t *siz
             return outcome
         if stream.ending:
             return OVER
-        if all >= most:
+        if log.written - before >= TURN:
             return AGAIN
-        before = size[0]
         outcome = read_lines(stream, text, size)
-        all += size[0] - before
 
 
 cdef inline int log_turn(Relay *relay, uint32_t slot) noexcept nogil:
