@@ -18,7 +18,7 @@ from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
 from connection cimport Ttrpc, ttrpc_open
 from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
 from linux cimport *
-from log cimport LOG_NAME, Log, is_name
+from log cimport Log, is_name
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_remove,
                        listener_serve, listeners_close, listeners_open, listeners_pause)
 from publisher cimport (Destination, Publisher, destination_forget, destination_set, leave_if_empty,

@@ -14,7 +14,7 @@
 # Nothing here waits, and nothing is written to disk on purpose: the kernel does that.
 
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from clock cimport SECOND, realtime
 from fds cimport drop
 from linux cimport *

@@ -1,8 +1,8 @@
 # A stream of bytes from one descriptor to another or to a log, and the relay that holds them all.
 #
 # A stream is in at most one list: RUN (has work), GATHER (waits for small writes to add up),
-# GATHER_LINES (the same of a log, for longer), LINGER (ended, its FIFO has no reader yet), SPACE (its file's disk is full) or ENDED (the keeper
-# has not looked at it yet).
+# GATHER_LINES (the same of a log, for longer), LINGER (ended, its FIFO has no reader yet), SPACE
+# (its file's disk is full) or ENDED (the keeper has not looked at it yet).
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
