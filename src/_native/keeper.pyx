@@ -21,6 +21,7 @@ from linux cimport *
 from log cimport Log, is_name
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_remove,
                        listener_serve, listeners_close, listeners_open, listeners_pause)
+from pace cimport looked, rests
 from publisher cimport (Destination, Publisher, destination_forget, destination_set, leave_if_empty,
                         publish, publisher_event, publisher_idle, publisher_open, publisher_timers)
 from reaper cimport (BITS_EXITED, BITS_LIVE, BITS_SPAWN, Process, Reaper, collect, forget_process,
@@ -54,6 +55,7 @@ STATE_SIZES = tuple(fixed_size(kind) for kind in range(SAVED_KEEPER, SAVED_DESCR
 
 cdef enum:
     # epoll tags beside the relay's
+    CONTROL_TAG = 9              # the keeper's own epoll set, within the relay's
     SIGNAL_TAG = 10
     CHANNEL_TAG = 11
     SPAWNER_TAG = 12
@@ -761,6 +763,8 @@ cdef void on_event(Keeper *k, epoll_event *event) noexcept nogil:
     cdef uint32_t low = <uint32_t>event.data.u64
     if tag == SOURCE_TAG or tag == SINK_TAG:
         relay_event(&k.relay, tag, low, <uint32_t>(event.data.u64 >> 32 & 0xFFFFFF), event.events)
+    elif tag == CONTROL_TAG:
+        take_events(k, k.epoll, k.now)
     elif tag == SIGNAL_TAG:
         on_signal(k)
     elif tag == CHANNEL_TAG and k.channel.socket >= 0:
@@ -804,27 +808,40 @@ cdef bint has_ended(Keeper *k) noexcept nogil:
     return ttrpc_is_quiet(&k.ttrpc) and publisher_idle(&k.publisher)
 
 
-cdef void loop(Keeper *k) noexcept nogil:
+cdef void take_events(Keeper *k, int epoll, uint64_t due) noexcept nogil:
+    """Serve what an epoll set tells until the time `due`, or what it tells first after that."""
     cdef epoll_event events[EVENTS]
     cdef timespec limit
-    cdef uint64_t due
     cdef int count, i
+    limit.tv_sec = <long>((due - k.now) // SECOND) if due > k.now else 0
+    limit.tv_nsec = <long>((due - k.now) % SECOND) if due > k.now else 0
+    count = ds_epoll_wait(epoll, events, EVENTS, NULL if due == FOREVER else &limit)
+    k.now = k.relay.now = monotonic()
+    for i in range(count):
+        on_event(k, &events[i])
+
+
+cdef uint64_t do_timers(Keeper *k) noexcept nogil:
+    """Do what is due; gives the time of the next, or FOREVER."""
+    cdef uint64_t due = min(relay_timers(&k.relay), watch_front(k))
+    return min(min(due, k.stop_due), publisher_timers(&k.publisher, k.now))
+
+
+cdef void loop(Keeper *k) noexcept nogil:
+    cdef uint64_t due
+    cdef bint resting
     k.now = k.relay.now = monotonic()
     while not has_ended(k):
         if k.upgrade_due != FOREVER:
             try_upgrade(k)
-        due = min(min(relay_timers(&k.relay), watch_front(k)), k.stop_due)
-        due = min(due, publisher_timers(&k.publisher, k.now))
+        due = do_timers(k)
         report_ends(k)
         report_lost(k)
-        due = due - k.now if due > k.now else 0
-        limit.tv_sec = <long>(due // SECOND)
-        limit.tv_nsec = <long>(due % SECOND)
-        count = ds_epoll_wait(k.epoll, events, EVENTS, NULL if due > FOREVER // 2 else &limit)
-        k.now = k.relay.now = monotonic()
-        for i in range(count):
-            on_event(k, &events[i])
+        resting = rests(&k.relay)
+        take_events(k, k.epoll if resting else k.relay.epoll, due)
         relay_run(&k.relay)
+        if not resting:
+            looked(&k.relay)
         note_traffic(k)
         ttrpc_run(&k.ttrpc)
         report_ends(k)
@@ -888,6 +905,7 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget, int errors) noexcept nogil:
 
     errors: the memfd of a version before, or -1.
     """
+    cdef epoll_event event
     cdef uint32_t most
     memset(k, 0, sizeof(Keeper))
     k.front_due = 0
@@ -900,6 +918,10 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget, int errors) noexcept nogil:
     most = <uint32_t>min(k.files.rlim_max, <rlim_t>MOST_SLOTS)
     k.epoll = epoll_create1(EPOLL_CLOEXEC)
     if k.epoll < 0 or not open_tables(k, most, pipe_budget, errors):
+        return -1
+    event.events = EPOLLIN
+    event.data.u64 = <uint64_t>CONTROL_TAG << 56
+    if epoll_ctl(k.relay.epoll, EPOLL_CTL_ADD, k.epoll, &event) < 0:
         return -1
     return open_signals(k)
 

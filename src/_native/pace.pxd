@@ -1,27 +1,28 @@
-# How often a stream is looked at, and how big its pipes are.
+# How often streams are looked at, and how big their pipes are.
 #
-# A stream whose small writes wake the loop too often is hot: its source is muted and looked at
-# every GATHER_TIME, while writes add up in the pipe. A stream that keeps filling its pipes gets
-# bigger ones, within a budget: what one user's pipes may have in all is limited (pipe(7)).
+# Where small writes wake the loop too often, whichever streams they come by, all streams of
+# containers are looked at together, every GATHER_TIME, while writes add up in their pipes. A stream
+# that keeps filling its pipes gets bigger ones, within a budget: what one user's pipes may have in
+# all is limited (pipe(7)).
 
 from libc.stdint cimport uint32_t, uint64_t
 from clock cimport FOREVER, MICROSECOND, MILLISECOND, SECOND
 from linux cimport *
-from stream cimport (BIG_PIPE, GATHER, GATHER_LINES, NOBODY, RUN, SMALL_PIPE, SOURCE_TAG, SPLICE,
-                     Relay, Stream, enter, watch)
+from stream cimport BIG_PIPE, SMALL_PIPE, SOURCE_TAG, SPLICE, Relay, Stream, watch
 
 cdef enum:
     NEARLY_FULL = 48 << 10     # bytes in a small pipe whose writer may have to wait
     FULL_TURNS = 8             # consecutive turns that filled a small pipe before it grows
-    EMPTY_TURNS = 2            # of a hot stream, after which it is not hot any more
-    HOT_TURNS = 50             # turns in HOT_WINDOW that make a stream hot: 5,000 a second
+    HOT_LOOKS = 50             # in HOT_WINDOW that are too many: 5,000 a second
     HOT_WINDOW = 10 * MILLISECOND
+    EMPTY_LOOKS = 2            # consecutive ones, after which they are not put off any more
     GATHER_TIME = 200 * MICROSECOND
-    LINES_TIME = 1 * MILLISECOND    # of a log whose pipe is big: nobody waits for its lines
+    LINES_TIME = 1 * MILLISECOND    # when there are but logs: nobody waits for their lines
+    LINES_ROOM = 8             # a log's pipe has room for so many times what a look has found
     COOL_TIME = 1 * SECOND     # a grown pipe that moved nothing for so long shrinks
 
 
-# ---- hot streams
+# ---- one stream's turn
 
 cdef inline void listen(Relay *relay, uint32_t slot) noexcept nogil:
     """Turn the source's events on again; the kernel reports at once what is there already."""
@@ -39,62 +40,72 @@ cdef inline void mute(Relay *relay, uint32_t slot) noexcept nogil:
         watch(relay, EPOLL_CTL_MOD, stream.source, SOURCE_TAG, slot, 0)
 
 
-cdef inline void gather(Relay *relay, uint32_t slot) noexcept nogil:
-    """Look at this stream again in a while, and hear nothing of it until then."""
-    cdef Stream *stream = &relay.streams[slot]
-    mute(relay, slot)
-    if stream.log:
-        grow(relay, slot)
-    if stream.log and stream.grown:
-        stream.due = relay.now + LINES_TIME
-        enter(relay, slot, GATHER_LINES)
+cdef inline void rest(Relay *relay, uint32_t slot) noexcept nogil:
+    """After a turn that emptied the source or filled the sink."""
+    if relay.streams[slot].blocked:
+        mute(relay, slot)
     else:
-        stream.due = relay.now + GATHER_TIME
-        enter(relay, slot, GATHER)
+        listen(relay, slot)
 
 
 cdef inline uint64_t capacity(Stream *stream) noexcept nogil:
     return BIG_PIPE if stream.grown else SMALL_PIPE
 
 
-cdef inline void take_temperature(Relay *relay, Stream *stream, uint64_t moved) noexcept nogil:
-    """Hot: turns that leave room come so fast that waiting costs less than each of them."""
-    stream.window_turns += 1
-    stream.window_bytes += moved
-    if stream.window_turns >= HOT_TURNS:
-        stream.hot = (relay.now - stream.window < HOT_WINDOW
-                      and stream.window_bytes < stream.window_turns * capacity(stream) // 2)
-        stream.window = relay.now
-        stream.window_turns = 0
-        stream.window_bytes = 0
-        stream.empty_turns = 0
-
-
-cdef inline void gather_on(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
-    """A hot stream has had its turn: wait again, unless it has cooled or its pipe was full."""
+cdef inline void note_lines(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
+    """A log waits for longer, if its pipe has the room."""
     cdef Stream *stream = &relay.streams[slot]
-    stream.empty_turns = 0 if moved else stream.empty_turns + 1
-    if stream.empty_turns >= EMPTY_TURNS:
-        stream.hot = False
-        listen(relay, slot)
-    elif moved >= capacity(stream) * 3 // 4 and not may_grow(relay, stream):
-        enter(relay, slot, RUN)    # the writer may stand before it
-    else:
-        gather(relay, slot)
+    if LINES_ROOM * moved > capacity(stream):
+        grow(relay, slot)
+    if LINES_ROOM * moved > capacity(stream):
+        relay.brisk = True
 
 
-cdef inline void rest(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
-    """After a turn that emptied the source or filled the sink."""
+cdef inline void note_moved(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
+    """What a container's stream has moved in its turn, and so how long the next may wait."""
     cdef Stream *stream = &relay.streams[slot]
-    if stream.blocked:
-        mute(relay, slot)
-    elif stream.party != NOBODY or stream.hung_up:
-        listen(relay, slot)
-    elif stream.hot:
-        gather_on(relay, slot, moved)
+    relay.moved += moved
+    if stream.log and relay.hot:
+        note_lines(relay, slot, moved)
+    elif moved:
+        relay.brisk = True
+    # What is not a pipe, or is a log's, has no other room than this for its writer.
+    if stream.way != SPLICE and moved >= capacity(stream) * 3 // 4:
+        relay.eager = True
+
+
+# ---- looks
+
+cdef inline bint rests(Relay *relay) noexcept nogil:
+    """Whether it is too early for the next look."""
+    return relay.look_due > relay.now
+
+
+cdef inline void take_temperature(Relay *relay) noexcept nogil:
+    """Hot: looks that move bytes come so fast that waiting costs less than each of them."""
+    if relay.moved:
+        relay.empty_looks = 0
+        relay.looks += 1
     else:
-        take_temperature(relay, stream, moved)
-        listen(relay, slot)
+        relay.empty_looks += 1
+    if relay.hot and relay.empty_looks >= EMPTY_LOOKS:
+        relay.hot = False
+        relay.looks = HOT_LOOKS    # a new window begins
+    elif relay.looks >= HOT_LOOKS and relay.now - relay.window < HOT_WINDOW:
+        relay.hot = True
+    if relay.looks >= HOT_LOOKS:
+        relay.window = relay.now
+        relay.looks = 0
+
+
+cdef inline void looked(Relay *relay) noexcept nogil:
+    """After a turn of each stream that had work: when the next look may be."""
+    take_temperature(relay)
+    relay.look_due = 0
+    if relay.hot and not relay.eager:
+        relay.look_due = relay.now + (GATHER_TIME if relay.brisk else LINES_TIME)
+    relay.moved = 0
+    relay.brisk = relay.eager = False
 
 
 # ---- growing pipes

@@ -17,7 +17,7 @@ from clock cimport FOREVER, MILLISECOND, SECOND
 from fds cimport drop
 from linux cimport *
 from log cimport GULP, LINE, MORE, TEXT, Log, log_write, text_at
-from pace cimport cool_down, forget_grown, maybe_grow, rest
+from pace cimport cool_down, forget_grown, maybe_grow, note_moved, rest
 from stream cimport *
 from table cimport NONE, map_find
 from wire cimport GONE, INPUT, OUTPUT, STAY, STDERR
@@ -256,7 +256,7 @@ cdef inline void end_stream(Relay *relay, uint32_t slot, bint linger) noexcept n
     forget_grown(relay, slot)
     if stream.way == COPY:
         finish_sockets(stream)
-    close_end(relay, &stream.source)
+    close_end(relay, stream, &stream.source)
     drop(&stream.hold)
     if stream.log:
         keep_text(relay, stream, relay.logs.text, 0)
@@ -266,7 +266,7 @@ cdef inline void end_stream(Relay *relay, uint32_t slot, bint linger) noexcept n
         stream.due = relay.now + LINGER_FIRST
         enter(relay, slot, LINGER)
         return
-    close_end(relay, &stream.sink)
+    close_end(relay, stream, &stream.sink)
     stream.flags |= GONE
     if stream.id:
         enter(relay, slot, ENDED_LIST)
@@ -347,11 +347,13 @@ cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
         if not stays(stream):
             end_stream(relay, slot, True)
         return
+    if stream.party == NOBODY:
+        note_moved(relay, slot, moved)
     maybe_grow(relay, slot, moved)
     if outcome == AGAIN:
         enter(relay, slot, RUN)
     else:
-        rest(relay, slot, moved)
+        rest(relay, slot)
         if stream.blocked and stream.file:
             await_space(relay, slot)
 
@@ -389,18 +391,9 @@ cdef inline void relay_run(Relay *relay) noexcept nogil:
         relay_turn(relay, slot)
 
 
-cdef inline uint64_t run_gathered(Relay *relay, int where) noexcept nogil:
-    """Give a turn to those of a list that have waited long enough; when the next one has."""
-    cdef uint32_t slot = relay.first[where]
-    while slot != NONE and relay.streams[slot].due <= relay.now:
-        enter(relay, slot, RUN)
-        slot = relay.first[where]
-    return FOREVER if slot == NONE else relay.streams[slot].due
-
-
 cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
     """Do what is due at relay.now; gives the time of the next, or FOREVER."""
-    cdef uint64_t next_due = min(run_gathered(relay, GATHER), run_gathered(relay, GATHER_LINES))
+    cdef uint64_t next_due = relay.look_due if relay.look_due else FOREVER
     cdef uint32_t slot = relay.first[LINGER]
     cdef uint32_t following
     while slot != NONE:

@@ -1,8 +1,10 @@
 # A stream of bytes from one descriptor to another or to a log, and the relay that holds them all.
 #
-# A stream is in at most one list: RUN (has work), GATHER (waits for small writes to add up),
-# GATHER_LINES (the same of a log, for longer), LINGER (ended, its FIFO has no reader yet), SPACE
+# A stream is in at most one list: RUN (has work), LINGER (ended, its FIFO has no reader yet), SPACE
 # (its file's disk is full) or ENDED (the keeper has not looked at it yet).
+#
+# The streams of containers have an epoll set of their own, which is looked at as often as `pace`
+# finds right. Those between clients and the front are in the keeper's, which is always heard.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -20,7 +22,7 @@ cdef enum:
     MOST_GROWN = 512
 
 cdef enum:    # List
-    NOWHERE, RUN, GATHER, GATHER_LINES, LINGER, SPACE, ENDED_LIST, LISTS
+    NOWHERE, RUN, LINGER, SPACE, ENDED_LIST, LISTS
 
 cdef enum:    # Way
     SPLICE = 0                 # pipe to pipe: no byte enters user space
@@ -38,9 +40,7 @@ cdef enum:    # Party
 cdef struct Stream:
     uint64_t id                # 0: a connection's half, which nobody asks for
     uint64_t bytes
-    uint64_t window            # when the present HOT_WINDOW began
-    uint64_t window_bytes
-    uint64_t due               # GATHER, GATHER_LINES, LINGER, SPACE: when to look again
+    uint64_t due               # LINGER, SPACE: when to look again
     uint64_t born              # LINGER: since when
     uint64_t ticked            # bytes at the last cool-down tick
     uint64_t pause             # SPACE: the last wait; 0 when the file has taken something since
@@ -48,7 +48,6 @@ cdef struct Stream:
     int error
     uint32_t generation        # tells a late event of the slot's last tenant
     uint32_t previous, next
-    uint32_t window_turns
     uint32_t pending, offset   # what read(2) gave and write(2) has not taken, in `rest`; of a
                                # log's stream, from its beginning, in `logs.kept`
     uint32_t log               # its slot and 1; 0: there is a sink
@@ -63,24 +62,23 @@ cdef struct Stream:
     uint8_t blocked            # the sink is full: the source's events mean nothing
     uint8_t finishing          # the end is where nothing more can be read now
     uint8_t merging            # small fragments filled the sink's slots: copy, to merge them
-    uint8_t muted              # the source's events are off: it is hot, or the sink is full
-    uint8_t hot                # small writes come so fast that they are gathered
-    uint8_t empty_turns        # consecutive, while hot
+    uint8_t muted              # the source's events are off, for the sink is full
     uint8_t stuck              # its pipes cannot grow
     uint8_t file               # the sink is a file: never full but for its disk, and unwatched
     uint8_t piped              # a log's: the source is a pipe
     uint8_t ending             # a log's: all has been read
 
 cdef struct Relay:
-    int epoll
+    int epoll                  # owned: the streams of containers
+    int front_epoll            # the keeper's: the streams of the front
     uint32_t most, used, free  # slots; ever used; head of the free list
     Stream *streams
     char *rest                 # CHUNK bytes for each slot
     char *scratch              # CHUNK bytes
     Logs logs
     Map ids
-    uint32_t first[7]          # of each List
-    uint32_t last[7]
+    uint32_t first[5]          # of each List
+    uint32_t last[5]
     uint32_t runnable          # streams in RUN
     uint32_t grown[512]
     uint32_t grown_count, grown_most
@@ -88,6 +86,16 @@ cdef struct Relay:
     uint64_t space_due         # no stream in SPACE is due before
     uint64_t now
     bint asked, answered       # bytes went to the front, came from it
+
+    # how often the streams of containers are looked at, see `pace`
+    uint64_t look_due          # not before; 0: whenever one has work
+    uint64_t window            # since when `looks` are counted
+    uint32_t looks             # that moved bytes
+    uint32_t empty_looks       # consecutive
+    uint64_t moved             # bytes, by the present look
+    bint hot                   # looks have come so fast that they are put off
+    bint brisk                 # the present look moved what does not bear LINES_TIME
+    bint eager                 # the writer of what it moved may stand
 
 
 # ---- lists
@@ -129,10 +137,14 @@ cdef inline void enter(Relay *relay, uint32_t slot, int where) noexcept nogil:
 # ---- set-up
 
 cdef inline bint relay_open(Relay *relay, int epoll, uint32_t most, uint64_t budget) noexcept nogil:
-    """Room for `most` streams; pipes grow by at most `budget` bytes in all. False: no memory."""
+    """Room for `most` streams; pipes grow by at most `budget` bytes in all. False: no memory.
+
+    epoll: the keeper's set, which tells of the streams of the front.
+    """
     cdef int i
     memset(relay, 0, sizeof(Relay))
-    relay.epoll = epoll
+    relay.epoll = epoll_create1(EPOLL_CLOEXEC)
+    relay.front_epoll = epoll
     relay.most = most
     relay.free = NONE
     relay.cool_due = relay.space_due = FOREVER
@@ -142,7 +154,7 @@ cdef inline bint relay_open(Relay *relay, int epoll, uint32_t most, uint64_t bud
     relay.streams = <Stream *>arena(most * sizeof(Stream))
     relay.rest = <char *>arena(<size_t>most * CHUNK)
     relay.scratch = <char *>arena(CHUNK)
-    if relay.streams == NULL or relay.rest == NULL or relay.scratch == NULL:
+    if relay.streams == NULL or relay.rest == NULL or relay.scratch == NULL or relay.epoll < 0:
         return False
     return logs_open(&relay.logs, most) and map_open(&relay.ids, most)
 
@@ -171,12 +183,16 @@ cdef inline void free_slot(Relay *relay, uint32_t slot) noexcept nogil:
     relay.free = slot
 
 
+cdef inline int epoll_of(Relay *relay, Stream *stream) noexcept nogil:
+    return relay.epoll if stream.party == NOBODY else relay.front_epoll
+
+
 cdef inline int watch(Relay *relay, int operation, int fd, uint64_t tag, uint32_t slot,
                       uint32_t events) noexcept nogil:
     cdef epoll_event event
     event.events = events | EPOLLET
     event.data.u64 = tag << 56 | <uint64_t>(relay.streams[slot].generation & 0xFFFFFF) << 32 | slot
-    if epoll_ctl(relay.epoll, operation, fd, &event) < 0:
+    if epoll_ctl(epoll_of(relay, &relay.streams[slot]), operation, fd, &event) < 0:
         return errno
     return 0
 
@@ -231,9 +247,9 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
     if not error and not stream.file:
         error = watch(relay, EPOLL_CTL_ADD, sink, SINK_TAG, slot, EPOLLOUT)
     if error:
-        close_end(relay, &stream.source)
+        close_end(relay, stream, &stream.source)
         drop(&stream.hold)
-        close_end(relay, &stream.sink)
+        close_end(relay, stream, &stream.sink)
         free_slot(relay, slot)
         return error
     made[0] = slot
@@ -276,7 +292,7 @@ cdef inline int relay_add_log(Relay *relay, uint64_t id, int source, Log *wanted
     else:
         error = watch(relay, EPOLL_CTL_ADD, source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
     if error:
-        close_end(relay, &stream.source)
+        close_end(relay, stream, &stream.source)
         leave_log(relay, stream)
         free_slot(relay, slot)
     return error
@@ -289,8 +305,8 @@ cdef inline void leave_log(Relay *relay, Stream *stream) noexcept nogil:
     stream.log = 0
 
 
-cdef inline void close_end(Relay *relay, int *fd) noexcept nogil:
+cdef inline void close_end(Relay *relay, Stream *stream, int *fd) noexcept nogil:
     """Close a watched descriptor. epoll(7): its entry would stay while another one is open."""
     if fd[0] >= 0:
-        epoll_ctl(relay.epoll, EPOLL_CTL_DEL, fd[0], NULL)
+        epoll_ctl(epoll_of(relay, stream), EPOLL_CTL_DEL, fd[0], NULL)
     drop(fd)

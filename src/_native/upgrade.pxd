@@ -472,9 +472,8 @@ cdef inline void cool_stream(Stream *stream) noexcept nogil:
     """As after relay_add: what was learned of the stream's pace is learned again."""
     stream.previous = stream.next = NONE
     stream.where = NOWHERE
-    stream.window = stream.window_bytes = stream.window_turns = 0
-    stream.full_turns = stream.empty_turns = 0
-    stream.hot = stream.muted = stream.blocked = False
+    stream.full_turns = 0
+    stream.muted = stream.blocked = False
     stream.offset = 0
 
 

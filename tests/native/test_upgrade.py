@@ -847,4 +847,4 @@ def test_what_a_state_is_made_of() -> None:
     The keeper, what is not fixed, a process, log, stream, listener, connection, request,
     destination.
     """
-    assert state_form() == (2, (56, 0, 64, 296, 136, 24, 144, 104, 1208))
+    assert state_form() == (2, (56, 0, 64, 296, 112, 24, 144, 104, 1208))
