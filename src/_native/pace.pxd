@@ -1,9 +1,10 @@
 # How often streams are looked at, and how big their pipes are.
 #
-# Where small writes wake the loop too often, whichever streams they come by, all streams of
-# containers are looked at together, every GATHER_TIME, while writes add up in their pipes. A stream
-# that keeps filling its pipes gets bigger ones, within a budget: what one user's pipes may have in
-# all is limited (pipe(7)).
+# Where writes wake the loop too often, whichever streams they come by, all streams of containers are
+# looked at together, every GATHER_TIME or less often, while writes add up in their pipes. Too often is
+# sooner where each look moves many bytes: nobody waits for a single line of many. A stream that keeps
+# filling its pipes gets bigger ones, within a budget: what one user's pipes may have in all is limited
+# (pipe(7)).
 
 from libc.stdint cimport uint32_t, uint64_t
 from clock cimport FOREVER, MICROSECOND, MILLISECOND, SECOND
@@ -13,16 +14,23 @@ from stream cimport BIG_PIPE, SMALL_PIPE, SOURCE_TAG, SPLICE, Relay, Stream, wat
 cdef enum:
     NEARLY_FULL = 48 << 10     # bytes in a small pipe whose writer may have to wait
     FULL_TURNS = 8             # consecutive turns that filled a small pipe before it grows
-    HOT_LOOKS = 50             # in HOT_WINDOW that are too many: 5,000 a second
-    HOT_WINDOW = 10 * MILLISECOND
-    EMPTY_LOOKS = 2            # consecutive ones, after which they are not put off any more
+    HOT_LOOKS = 50             # looks that are counted together
+    HOT_WINDOW = 2500 * MICROSECOND    # in which so many are too many: 20,000 a second
+    BULK_WINDOW = 10 * MILLISECOND     # the same, where they move BULK each: 5,000 a second
+    BULK = 16 << 10            # bytes
+    HOT_TIME = 100 * MILLISECOND    # after which it has to show again
+    EMPTY_LOOKS = 2            # consecutive ones, after which looks are not put off any more
     GATHER_TIME = 200 * MICROSECOND
-    LINES_TIME = 1 * MILLISECOND    # when there are but logs: nobody waits for their lines
-    LINES_ROOM = 8             # a log's pipe has room for so many times what a look has found
+    BULK_TIME = 1 * MILLISECOND    # the longest wait, of bulk, and of what goes to logs only
+    ROOM = 4                   # pipes are to be full to that part when they are looked at
     COOL_TIME = 1 * SECOND     # a grown pipe that moved nothing for so long shrinks
 
 
 # ---- one stream's turn
+
+cdef inline bint is_hot(Relay *relay) noexcept nogil:
+    return relay.hot_until > relay.now
+
 
 cdef inline void listen(Relay *relay, uint32_t slot) noexcept nogil:
     """Turn the source's events on again; the kernel reports at once what is there already."""
@@ -52,26 +60,19 @@ cdef inline uint64_t capacity(Stream *stream) noexcept nogil:
     return BIG_PIPE if stream.grown else SMALL_PIPE
 
 
-cdef inline void note_lines(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
-    """A log waits for longer, if its pipe has the room."""
-    cdef Stream *stream = &relay.streams[slot]
-    if LINES_ROOM * moved > capacity(stream):
-        grow(relay, slot)
-    if LINES_ROOM * moved > capacity(stream):
-        relay.brisk = True
-
-
 cdef inline void note_moved(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
     """What a container's stream has moved in its turn, and so how long the next may wait."""
     cdef Stream *stream = &relay.streams[slot]
-    relay.moved += moved
-    if stream.log and relay.hot:
-        note_lines(relay, slot, moved)
-    elif moved:
-        relay.brisk = True
+    cdef uint64_t wait = relay.now - relay.last_look
+    if is_hot(relay) and ROOM * moved * BULK_TIME > capacity(stream) * wait:
+        grow(relay, slot)
+    if moved:
+        relay.moved += moved
+        relay.patience = min(relay.patience, wait * capacity(stream) // (ROOM * moved))
+        relay.attended |= not stream.log
     # What is not a pipe, or is a log's, has no other room than this for its writer.
     if stream.way != SPLICE and moved >= capacity(stream) * 3 // 4:
-        relay.eager = True
+        relay.patience = 0
 
 
 # ---- looks
@@ -81,31 +82,46 @@ cdef inline bint rests(Relay *relay) noexcept nogil:
     return relay.look_due > relay.now
 
 
+cdef inline bint is_bulk(Relay *relay, uint64_t moved, uint64_t looks) noexcept nogil:
+    return moved >= looks * BULK or not relay.attended
+
+
 cdef inline void take_temperature(Relay *relay) noexcept nogil:
-    """Hot: looks that move bytes come so fast that waiting costs less than each of them."""
+    """Hot: looks that move bytes come so fast that waiting costs less than each of them.
+
+    While it waits, nobody knows how fast they would come: so it is hot for a while only.
+    """
+    cdef uint64_t window = relay.now - relay.window
     if relay.moved:
         relay.empty_looks = 0
         relay.looks += 1
+        relay.window_moved += relay.moved
     else:
         relay.empty_looks += 1
-    if relay.hot and relay.empty_looks >= EMPTY_LOOKS:
-        relay.hot = False
-        relay.looks = HOT_LOOKS    # a new window begins
-    elif relay.looks >= HOT_LOOKS and relay.now - relay.window < HOT_WINDOW:
-        relay.hot = True
-    if relay.looks >= HOT_LOOKS:
-        relay.window = relay.now
-        relay.looks = 0
+    if is_hot(relay):
+        if relay.empty_looks >= EMPTY_LOOKS:
+            relay.hot_until = 0
+    elif relay.looks < HOT_LOOKS:
+        return
+    elif window < HOT_WINDOW or (window < BULK_WINDOW
+                                 and is_bulk(relay, relay.window_moved, relay.looks)):
+        relay.hot_until = relay.now + HOT_TIME
+    relay.window = relay.now
+    relay.looks = 0
+    relay.window_moved = 0
 
 
 cdef inline void looked(Relay *relay) noexcept nogil:
     """After a turn of each stream that had work: when the next look may be."""
+    cdef uint64_t most = BULK_TIME if is_bulk(relay, relay.moved, 1) else GATHER_TIME
     take_temperature(relay)
     relay.look_due = 0
-    if relay.hot and not relay.eager:
-        relay.look_due = relay.now + (GATHER_TIME if relay.brisk else LINES_TIME)
+    if is_hot(relay) and relay.patience:
+        relay.look_due = relay.now + min(max(relay.patience, <uint64_t>GATHER_TIME), most)
+    relay.last_look = relay.now
     relay.moved = 0
-    relay.brisk = relay.eager = False
+    relay.patience = FOREVER
+    relay.attended = False
 
 
 # ---- growing pipes

@@ -89,13 +89,15 @@ cdef struct Relay:
 
     # how often the streams of containers are looked at, see `pace`
     uint64_t look_due          # not before; 0: whenever one has work
-    uint64_t window            # since when `looks` are counted
+    uint64_t last_look
+    uint64_t window            # since when `looks` and `window_moved` are counted
+    uint64_t window_moved      # bytes
     uint32_t looks             # that moved bytes
     uint32_t empty_looks       # consecutive
     uint64_t moved             # bytes, by the present look
-    bint hot                   # looks have come so fast that they are put off
-    bint brisk                 # the present look moved what does not bear LINES_TIME
-    bint eager                 # the writer of what it moved may stand
+    uint64_t patience          # nanoseconds that the fullest pipe bears; 0: its writer may stand
+    bint attended              # not only logs have moved bytes
+    uint64_t hot_until         # looks have come so fast that they are put off so long
 
 
 # ---- lists
@@ -147,7 +149,7 @@ cdef inline bint relay_open(Relay *relay, int epoll, uint32_t most, uint64_t bud
     relay.front_epoll = epoll
     relay.most = most
     relay.free = NONE
-    relay.cool_due = relay.space_due = FOREVER
+    relay.cool_due = relay.space_due = relay.patience = FOREVER
     relay.grown_most = <uint32_t>min(<uint64_t>MOST_GROWN, budget // (2 * BIG_PIPE))
     for i in range(LISTS):
         relay.first[i] = relay.last[i] = NONE
