@@ -95,7 +95,9 @@ class Place:
 
     def _read(self, expected: str = "") -> bytes:
         assert self._agent.stdout is not None
-        if not select.select([self._agent.stdout], [], [], PATIENCE)[0]:
+        answer = select.poll()  # select(2) knows no descriptor above 1,023
+        answer.register(self._agent.stdout, select.POLLIN)
+        if not answer.poll(PATIENCE * 1000):
             raise NotInTime(f"not within {PATIENCE:g} s: an answer of the agent")
         line = self._agent.stdout.readline()
         if not line or (expected and line.decode().strip() != expected):
