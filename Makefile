@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install demo test test-demands test-sanitize fuzz lint bench bench-proto bench-relay proto clean dev system
+.PHONY: install demo test test-demands test-sanitize fuzz lint bench bench-proto bench-relay bench-log proto clean dev system
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,10 @@ bench-relay: $(VENV)/.bench system
 	./scripts/prepare bench
 	$(PY) -m benchmarks run --workload bulk_output --workload small_lines --workload loop_scale \
 	    --system dense_host --system loop $(BENCH)
+
+bench-log: $(VENV)/.bench system
+	./scripts/prepare bench
+	$(PY) -m benchmarks.bench_log
 
 proto: dev
 	$(PY) scripts/make_proto.py

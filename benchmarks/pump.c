@@ -1,6 +1,8 @@
 /* The load generators: one static program, in the containers and beside them.
  *
  *   pump write COUNT SIZE      COUNT writes of SIZE bytes to descriptor 1
+ *   pump text COUNT LINE SIZE  COUNT lines of LINE bytes in writes of SIZE bytes to descriptor 1;
+ *                              LINE is a multiple of SIZE, or SIZE of LINE
  *   pump discard FIFO          open the FIFO and read it to its end, 1 MiB at a time; prints how
  *                              many bytes there were
  *   pump copy                  the plain loop: read(0, 64 KiB), write(1, all of it)
@@ -90,6 +92,22 @@ static int write_blocks(long count, size_t size)
 	memset(buffer, 'x', size);
 	while (count--)
 		write_all(buffer, size);
+	return 0;
+}
+
+static int write_text(long count, size_t line, size_t size)
+{
+	size_t all = line > size ? line : size;
+	if (line < 1 || size < 1 || all > sizeof buffer || all % line || all % size)
+		return 2;
+	memset(buffer, 'x', all);
+	for (size_t end = line; end <= all; end += line)
+		buffer[end - 1] = '\n';
+	for (size_t left = count * line, at = 0; left; at = (at + size) % all) {
+		size_t piece = size < left ? size : left;
+		write_all(buffer + at, piece);
+		left -= piece;
+	}
 	return 0;
 }
 
@@ -230,6 +248,8 @@ int main(int argc, char **argv)
 	const char *mode = argc > 1 ? argv[1] : "";
 	if (argc == 4 && !strcmp(mode, "write"))
 		return write_blocks(atol(argv[2]), atol(argv[3]));
+	if (argc == 5 && !strcmp(mode, "text"))
+		return write_text(atol(argv[2]), atol(argv[3]), atol(argv[4]));
 	if (argc == 3 && !strcmp(mode, "discard"))
 		return discard(argv[2]);
 	if (argc == 2 && !strcmp(mode, "copy"))

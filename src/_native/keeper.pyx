@@ -18,6 +18,7 @@ from clock cimport FOREVER, MILLISECOND, SECOND, monotonic, realtime
 from connection cimport Ttrpc, ttrpc_open
 from fds cimport Parcel, discard, drop, receive_parcel, send_parcel, take
 from linux cimport *
+from log cimport Log, is_name
 from listener cimport (RESERVED, Listeners, listener_accept, listener_add, listener_remove,
                        listener_serve, listeners_close, listeners_open, listeners_pause)
 from publisher cimport (Destination, Publisher, destination_forget, destination_set, leave_if_empty,
@@ -29,18 +30,19 @@ from relay cimport (relay_cut, relay_delivered, relay_drop_front, relay_event, r
                     relay_forget, relay_resize, relay_run, relay_settle, relay_timers, relay_unhold)
 from spawner cimport CANNOT_EXECUTE, is_command, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
-                     relay_add, relay_open)
+                     relay_add, relay_add_log, relay_open)
 from table cimport NONE, arena, map_find
 from ttrpc cimport (ttrpc_begun, ttrpc_deliver, ttrpc_event, ttrpc_front_gone, ttrpc_is_quiet,
                     ttrpc_replayable, ttrpc_respond, ttrpc_run, ttrpc_signalled)
 from upgrade cimport (SAVED_CONNECTION, SAVED_DESCRIPTORS, SAVED_DESTINATION, SAVED_KEEPER,
-                      SAVED_LISTENER, SAVED_PROCESS, SAVED_REQUEST, SAVED_STREAM, SAVED_UNCLAIMED,
-                      STATE_VERSION, Program, Reader, SavedKeeper, Writer, check_state,
-                      finish_requests, fixed_size, get_connection, get_destination, get_listener,
-                      get_process, get_request, get_stream, get_unclaimed, inherit, keep,
-                      next_entry, program_add, program_read, put_connections, put_destinations,
-                      put_entry, put_listeners, put_processes, put_requests, put_streams,
-                      reader_close, writer_close, writer_finish, writer_open)
+                      SAVED_LISTENER, SAVED_LOG, SAVED_PROCESS, SAVED_REQUEST, SAVED_STREAM,
+                      SAVED_UNCLAIMED, STATE_VERSION, Program, Reader, SavedKeeper, Writer,
+                      check_state, finish_requests, fixed_size, get_connection, get_destination,
+                      get_listener, get_log, get_process, get_request, get_stream, get_unclaimed,
+                      inherit, keep, next_entry, program_add, program_read, put_connections,
+                      put_destinations, put_entry, put_listeners, put_logs, put_processes,
+                      put_requests, put_streams, reader_close, writer_close, writer_finish,
+                      writer_open)
 cimport wire
 from wire cimport MOST_INLINE, Record
 
@@ -426,6 +428,32 @@ cdef int begin_relay(Keeper *k, Parcel *parcel) noexcept nogil:
                      take(parcel, 2), parcel.record.flags, NOBODY, &slot)
 
 
+cdef int begin_log(Keeper *k, Parcel *parcel) noexcept nogil:
+    cdef Log wanted
+    cdef stat_t facts
+    cdef int i
+    if parcel.record.id == 0 or parcel.count != 2 or parcel.memory >= 0:
+        return EINVAL
+    for i in range(parcel.count):
+        if parcel.descriptors[i] >= k.listeners.highest:
+            return EMFILE        # the reserve is for what ends things
+    if not fcntl(parcel.descriptors[0], F_GETFL) & O_NONBLOCK:
+        return EINVAL            # reading it could stop the keeper
+    if fstat(parcel.descriptors[1], &facts) < 0 or not S_ISDIR(facts.st_mode):
+        return EINVAL
+    if not is_name(parcel.payload, parcel.size):
+        return EINVAL
+    memset(&wanted, 0, sizeof(wanted))
+    wanted.id = parcel.record.owner
+    wanted.limit = parcel.record.bytes
+    wanted.files = parcel.record.number
+    wanted.directory = take(parcel, 1)
+    wanted.length = parcel.size
+    memcpy(wanted.name, parcel.payload, parcel.size)
+    return relay_add_log(&k.relay, parcel.record.id, take(parcel, 0), &wanted,
+                         parcel.record.flags)
+
+
 cdef int forget(Keeper *k, uint64_t id) noexcept nogil:
     cdef int error = forget_process(&k.reaper, id)
     return relay_forget(&k.relay, id) if error == ESRCH else error
@@ -479,7 +507,7 @@ cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
 
 cdef bint has_payload(uint32_t kind) noexcept nogil:
     return (kind == wire.BEGUN or kind == wire.RESPOND or kind == wire.DESTINATION
-            or kind == wire.PUBLISH)
+            or kind == wire.PUBLISH or kind == wire.LOG)
 
 
 cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
@@ -501,6 +529,8 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return send_signal(k, asked)
     if kind == wire.RELAY:
         return begin_relay(k, parcel)
+    if kind == wire.LOG:
+        return begin_log(k, parcel)
     if kind == wire.UNHOLD:
         return relay_unhold(&k.relay, asked.id)
     if kind == wire.SETTLE:
@@ -514,7 +544,8 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
     if kind == wire.FORGET:
         return forget(k, asked.id)
     if kind == wire.STREAM:
-        return relay_delivered(&k.relay, asked.id, &asked.bytes, &asked.number)
+        return relay_delivered(&k.relay, asked.id, &asked.bytes, &asked.number,
+                               &asked.status)
     if kind == wire.LISTEN:
         return listen(k, parcel)
     if kind == wire.UNLISTEN:
@@ -621,6 +652,7 @@ cdef int save(Keeper *k, Writer *writer) noexcept nogil:
     keep(writer, k.command)
     keep(writer, k.next_command)
     put_processes(writer, &k.reaper)
+    put_logs(writer, &k.relay.logs)
     put_streams(writer, &k.relay)
     put_listeners(writer, &k.listeners)
     put_connections(writer, &k.ttrpc)
@@ -669,6 +701,8 @@ cdef int restore_entry(Keeper *k, Reader *reader) noexcept nogil:
         return get_unclaimed(reader, &k.reaper)
     if kind == SAVED_PROCESS:
         return get_process(reader, &k.reaper)
+    if kind == SAVED_LOG:
+        return get_log(reader, &k.relay.logs)
     if kind == SAVED_STREAM:
         return get_stream(reader, &k.relay, k.now)
     if kind == SAVED_LISTENER:

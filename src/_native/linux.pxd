@@ -25,6 +25,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
+    #include <sys/uio.h>
     #include <sys/un.h>
     #include <sys/wait.h>
     #include <time.h>
@@ -72,7 +73,8 @@ cdef extern from * nogil:
 
     # errno.h
     int EAGAIN, EBADF, EBUSY, ECHILD, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EMFILE, ENFILE
-    int EALREADY, EDQUOT, EMSGSIZE, ENAMETOOLONG, ENOBUFS, ENOSPC, EPERM, EPIPE, EPROTO, ESRCH
+    int EALREADY, EDQUOT, EMSGSIZE, ENAMETOOLONG, ENOBUFS, ENOENT, ENOSPC, EPERM, EPIPE, EPROTO
+    int ESRCH
 
     # unistd.h, fcntl.h
     ssize_t read(int fd, void *buffer, size_t count)
@@ -82,6 +84,10 @@ cdef extern from * nogil:
     int ftruncate(int fd, long length)
     char **environ
     int open(const char *path, int flags, ...)
+    int openat(int directory, const char *path, int flags, ...)
+    int renameat(int old_directory, const char *old, int new_directory, const char *new)
+    int unlinkat(int directory, const char *path, int flags)
+    long lseek(int fd, long offset, int whence)
     int close(int fd)
     int dup2(int old, int new)
     int chdir(const char *path)
@@ -98,16 +104,23 @@ cdef extern from * nogil:
     int F_GETFD, F_SETFD, FD_CLOEXEC
     int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS
     int F_SEAL_SEAL, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW
-    int O_NONBLOCK, O_WRONLY, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    int O_APPEND, O_CLOEXEC, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDWR, O_WRONLY
+    int SPLICE_F_MOVE, SPLICE_F_NONBLOCK, AT_SYMLINK_NOFOLLOW, SEEK_CUR
 
     # sys/stat.h
     struct stat_t "stat":
+        uint64_t st_dev
+        uint64_t st_ino
         mode_t st_mode
+        uint64_t st_nlink
         long long st_size
     int fstat(int fd, stat_t *result)
+    int fstatat(int directory, const char *path, stat_t *result, int flags)
+    int fchmod(int fd, mode_t mode)
     bint S_ISFIFO(mode_t mode)
     bint S_ISCHR(mode_t mode)
     bint S_ISREG(mode_t mode)
+    bint S_ISDIR(mode_t mode)
     mode_t umask(mode_t mask)
 
     # sys/ioctl.h
@@ -179,10 +192,11 @@ cdef extern from * nogil:
     unsigned int MFD_CLOEXEC, MFD_ALLOW_SEALING
     void *MAP_FAILED
 
-    # sys/socket.h, sys/un.h
+    # sys/uio.h, sys/socket.h, sys/un.h
     struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t writev(int fd, const iovec *vectors, int count)
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
@@ -246,6 +260,7 @@ cdef extern from * nogil:
     # string.h, stdio.h
     void ds_number(char *text, size_t size, int number)
     void *memcpy(void *target, const void *source, size_t count)
+    void *memmove(void *target, const void *source, size_t count)
     void *memset(void *target, int value, size_t count)
     void *memchr(const void *text, int value, size_t count)
     int memcmp(const void *one, const void *other, size_t count)

@@ -7,8 +7,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from clock cimport FOREVER, MICROSECOND, MILLISECOND, SECOND
 from linux cimport *
-from stream cimport (BIG_PIPE, GATHER, NOBODY, RUN, SMALL_PIPE, SOURCE_TAG, SPLICE, Relay, Stream,
-                     enter, watch)
+from stream cimport (BIG_PIPE, GATHER, GATHER_LINES, NOBODY, RUN, SMALL_PIPE, SOURCE_TAG, SPLICE,
+                     Relay, Stream, enter, watch)
 
 cdef enum:
     NEARLY_FULL = 48 << 10     # bytes in a small pipe whose writer may have to wait
@@ -17,6 +17,7 @@ cdef enum:
     HOT_TURNS = 50             # turns in HOT_WINDOW that make a stream hot: 5,000 a second
     HOT_WINDOW = 10 * MILLISECOND
     GATHER_TIME = 200 * MICROSECOND
+    LINES_TIME = 1 * MILLISECOND    # of a log whose pipe is big: nobody waits for its lines
     COOL_TIME = 1 * SECOND     # a grown pipe that moved nothing for so long shrinks
 
 
@@ -39,10 +40,17 @@ cdef inline void mute(Relay *relay, uint32_t slot) noexcept nogil:
 
 
 cdef inline void gather(Relay *relay, uint32_t slot) noexcept nogil:
-    """Look at this stream again in GATHER_TIME, and hear nothing of it until then."""
+    """Look at this stream again in a while, and hear nothing of it until then."""
+    cdef Stream *stream = &relay.streams[slot]
     mute(relay, slot)
-    relay.streams[slot].due = relay.now + GATHER_TIME
-    enter(relay, slot, GATHER)
+    if stream.log:
+        grow(relay, slot)
+    if stream.log and stream.grown:
+        stream.due = relay.now + LINES_TIME
+        enter(relay, slot, GATHER_LINES)
+    else:
+        stream.due = relay.now + GATHER_TIME
+        enter(relay, slot, GATHER)
 
 
 cdef inline uint64_t capacity(Stream *stream) noexcept nogil:
@@ -92,17 +100,17 @@ cdef inline void rest(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogi
 # ---- growing pipes
 
 cdef inline bint resize_pipes(Stream *stream, int size) noexcept nogil:
-    """Both ends or none: a big pipe beside a small one brings little."""
+    """Both ends or none: a big pipe beside a small one brings little. A log has one only."""
     if fcntl(stream.source, F_SETPIPE_SZ, size) < 0:
         return False
-    if fcntl(stream.sink, F_SETPIPE_SZ, size) < 0:
+    if not stream.log and fcntl(stream.sink, F_SETPIPE_SZ, size) < 0:
         fcntl(stream.source, F_SETPIPE_SZ, SMALL_PIPE)
         return False
     return True
 
 
 cdef inline bint may_grow(Relay *relay, Stream *stream) noexcept nogil:
-    return (stream.way == SPLICE and not stream.grown and not stream.stuck
+    return ((stream.way == SPLICE or stream.piped) and not stream.grown and not stream.stuck
             and relay.grown_count < relay.grown_most)
 
 
@@ -116,6 +124,13 @@ cdef inline void maybe_grow(Relay *relay, uint32_t slot, uint64_t moved) noexcep
     if stream.full_turns < FULL_TURNS:
         return
     stream.full_turns = 0
+    grow(relay, slot)
+
+
+cdef inline void grow(Relay *relay, uint32_t slot) noexcept nogil:
+    cdef Stream *stream = &relay.streams[slot]
+    if not may_grow(relay, stream):
+        return
     stream.grown = resize_pipes(stream, BIG_PIPE)
     stream.stuck = not stream.grown    # EPERM, EBUSY: leave it as it is
     if stream.grown:

@@ -9,17 +9,18 @@
 #
 # A regular file cannot be watched, and need not be: it takes what it is given. Where its disk is
 # full, the bytes are kept and offered again after a while, so that the writer waits and loses
-# nothing.
+# nothing. A log's file is the same; see log.pxd for what is written there.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from clock cimport FOREVER, MILLISECOND, SECOND
 from fds cimport drop
 from linux cimport *
+from log cimport GULP, LINE, MORE, TEXT, Log, log_write, text_at
 from pace cimport cool_down, forget_grown, maybe_grow, rest
 from stream cimport *
 from table cimport NONE, map_find
-from wire cimport GONE, INPUT, OUTPUT, STAY
+from wire cimport GONE, INPUT, OUTPUT, STAY, STDERR
 
 cdef enum:
     TURN = 1 << 20             # bytes a stream may move before the others have their turn
@@ -27,6 +28,11 @@ cdef enum:
     LINGER_LAST = 1 * SECOND
     SPACE_FIRST = 100 * MILLISECOND
     SPACE_LAST = 2 * SECOND
+
+
+cdef inline bint stays(Stream *stream) noexcept nogil:
+    """Whether the source's end is not the stream's yet."""
+    return stream.flags & STAY and not stream.finishing and not stream.error
 
 
 # ---- moving bytes
@@ -157,6 +163,84 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
     return AGAIN
 
 
+# ---- into logs
+
+cdef inline void keep_text(Relay *relay, Stream *stream, const char *text,
+                           uint32_t size) noexcept nogil:
+    """Keep what could not be written yet: mostly the beginning of a line, which is short."""
+    cdef char *kept = text_at(&relay.logs, stream.place)
+    if stream.pending > <uint32_t>LINE >= size:
+        madvise(kept + LINE, TEXT - LINE, MADV_DONTNEED)
+    memcpy(kept, text, size)
+    stream.pending = size
+
+
+cdef inline int write_lines(Relay *relay, Stream *stream, char *text, size_t *size) noexcept nogil:
+    """Write the whole lines of a text, and move the rest to its beginning; 0, MORE or an errno."""
+    cdef const char *name = b"stderr" if stream.flags & STDERR else b"stdout"
+    cdef size_t taken = 0
+    cdef int error = log_write(&relay.logs, &relay.logs.all[stream.log - 1], name, text, size[0],
+                               stream.ending, relay.now, &taken)
+    stream.bytes += taken
+    size[0] -= taken
+    if taken and size[0]:
+        memmove(text, text + taken, size[0])
+    if error == ENOSPC or error == EDQUOT or error == EAGAIN:
+        stream.blocked = True
+    elif error > 0:
+        stream.error = error
+    else:
+        stream.pause = 0
+    return error
+
+
+cdef inline int read_lines(Stream *stream, char *text, size_t *size) noexcept nogil:
+    """Read once behind the text; MORE: there may be more to read, else what the turn comes to."""
+    cdef ssize_t got = read(stream.source, text + size[0], GULP)
+    cdef int outcome = OVER
+    if got > 0:
+        size[0] += got
+        if got < GULP and stream.piped and not stream.hung_up and not stream.finishing:
+            return IDLE    # empty: an edge will tell
+        return MORE
+    if got < 0:
+        outcome = read_failed(stream)
+    if outcome == AGAIN:
+        return MORE
+    stream.ending = outcome == OVER and not stays(stream)
+    return outcome
+
+
+cdef inline int move_lines(Relay *relay, Stream *stream, char *text, size_t *size) noexcept nogil:
+    """A turn is of TURN bytes written: empty lines become many times as many as have been read."""
+    cdef Log *log = &relay.logs.all[stream.log - 1]
+    cdef uint64_t before = log.written
+    cdef int outcome = MORE
+    cdef int error
+    while True:
+        error = write_lines(relay, stream, text, size)
+        if error:
+            return AGAIN if error == MORE else OVER if stream.error else IDLE
+        if outcome != MORE:
+            return outcome
+        if stream.ending:
+            return OVER
+        if log.written - before >= TURN:
+            return AGAIN
+        outcome = read_lines(stream, text, size)
+
+
+cdef inline int log_turn(Relay *relay, uint32_t slot) noexcept nogil:
+    cdef Stream *stream = &relay.streams[slot]
+    cdef char *text = relay.logs.text
+    cdef size_t size = stream.pending
+    cdef int outcome
+    memcpy(text, text_at(&relay.logs, stream.place), size)
+    outcome = move_lines(relay, stream, text, &size)
+    keep_text(relay, stream, text, <uint32_t>size)
+    return outcome
+
+
 # ---- ends
 
 cdef inline void finish_sockets(Stream *stream) noexcept nogil:
@@ -174,6 +258,9 @@ cdef inline void end_stream(Relay *relay, uint32_t slot, bint linger) noexcept n
         finish_sockets(stream)
     close_end(relay, &stream.source)
     drop(&stream.hold)
+    if stream.log:
+        keep_text(relay, stream, relay.logs.text, 0)
+        leave_log(relay, stream)
     if linger and stream.flags & OUTPUT and not stream.error and not has_reader(stream.sink):
         stream.born = relay.now
         stream.due = relay.now + LINGER_FIRST
@@ -226,11 +313,6 @@ cdef inline void try_files(Relay *relay) noexcept nogil:
         slot = following
 
 
-cdef inline bint stays(Stream *stream) noexcept nogil:
-    """Whether the source's end is not the stream's yet."""
-    return stream.flags & STAY and not stream.finishing and not stream.error
-
-
 cdef inline bint is_closed_yet(Stream *stream) noexcept nogil:
     """Whether nothing may be read yet: an input whose reader may not be there."""
     return stream.flags & STAY and stream.flags & INPUT
@@ -238,18 +320,25 @@ cdef inline bint is_closed_yet(Stream *stream) noexcept nogil:
 
 # ---- what the keeper calls
 
+cdef inline uint64_t taken_in(Stream *stream) noexcept nogil:
+    """The bytes by which a turn is judged: half a line of a log has been read, too."""
+    return stream.bytes + stream.pending if stream.log else stream.bytes
+
+
 cdef inline void relay_turn(Relay *relay, uint32_t slot) noexcept nogil:
     """One bounded turn of one stream, which is in no list now."""
     cdef Stream *stream = &relay.streams[slot]
-    cdef uint64_t before = stream.bytes
+    cdef uint64_t before = taken_in(stream)
     cdef uint64_t moved
     cdef int outcome
-    if stream.way == SPLICE and not stream.merging and not stream.pending:
+    if stream.log:
+        outcome = log_turn(relay, slot)
+    elif stream.way == SPLICE and not stream.merging and not stream.pending:
         outcome = splice_turn(stream)
     else:
         outcome = copy_turn(relay, slot)
         stream.merging = stream.pending != 0    # what did not fit goes first
-    moved = stream.bytes - before
+    moved = taken_in(stream) - before
     if moved and stream.party == TO_FRONT:
         relay.asked = True
     elif moved and stream.party == FROM_FRONT:
@@ -300,16 +389,20 @@ cdef inline void relay_run(Relay *relay) noexcept nogil:
         relay_turn(relay, slot)
 
 
-cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
-    """Do what is due at relay.now; gives the time of the next, or FOREVER."""
-    cdef uint64_t next_due
-    cdef uint32_t slot = relay.first[GATHER]
-    cdef uint32_t following
+cdef inline uint64_t run_gathered(Relay *relay, int where) noexcept nogil:
+    """Give a turn to those of a list that have waited long enough; when the next one has."""
+    cdef uint32_t slot = relay.first[where]
     while slot != NONE and relay.streams[slot].due <= relay.now:
         enter(relay, slot, RUN)
-        slot = relay.first[GATHER]
-    next_due = FOREVER if slot == NONE else relay.streams[slot].due
-    slot = relay.first[LINGER]
+        slot = relay.first[where]
+    return FOREVER if slot == NONE else relay.streams[slot].due
+
+
+cdef inline uint64_t relay_timers(Relay *relay) noexcept nogil:
+    """Do what is due at relay.now; gives the time of the next, or FOREVER."""
+    cdef uint64_t next_due = min(run_gathered(relay, GATHER), run_gathered(relay, GATHER_LINES))
+    cdef uint32_t slot = relay.first[LINGER]
+    cdef uint32_t following
     while slot != NONE:
         following = relay.streams[slot].next
         if relay.streams[slot].due <= relay.now:
@@ -373,12 +466,13 @@ cdef inline int relay_cut(Relay *relay, uint64_t id) noexcept nogil:
 
 
 cdef inline int relay_delivered(Relay *relay, uint64_t id, uint64_t *bytes,
-                                uint32_t *all) noexcept nogil:
+                                uint32_t *all, uint32_t *trouble) noexcept nogil:
     """The bytes that the client has read: those moved, less what its FIFO still holds.
 
     For a file, which may be read at any time, those written to it.
 
     all: 1 when that is all there will be, and the stream only waits for a reader of its end.
+    trouble: of a log, the errno for which it waits for space, or has kept to a file too long.
     """
     cdef uint32_t slot = map_find(&relay.ids, id)
     cdef int queued = 0
@@ -388,6 +482,8 @@ cdef inline int relay_delivered(Relay *relay, uint64_t id, uint64_t *bytes,
         ioctl(relay.streams[slot].sink, FIONREAD, &queued)
     bytes[0] = relay.streams[slot].bytes - <uint64_t>queued
     all[0] = relay.streams[slot].where == LINGER and queued == 0
+    if relay.streams[slot].log:
+        trouble[0] = relay.logs.all[relay.streams[slot].log - 1].error
     return 0
 
 

@@ -1,16 +1,17 @@
-# A stream of bytes from one descriptor to another, and the relay that holds them all.
+# A stream of bytes from one descriptor to another or to a log, and the relay that holds them all.
 #
 # A stream is in at most one list: RUN (has work), GATHER (waits for small writes to add up),
-# LINGER (ended, its FIFO has no reader yet), SPACE (its file's disk is full) or ENDED (the keeper
-# has not looked at it yet).
+# GATHER_LINES (the same of a log, for longer), LINGER (ended, its FIFO has no reader yet), SPACE
+# (its file's disk is full) or ENDED (the keeper has not looked at it yet).
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from clock cimport FOREVER
 from fds cimport drop
 from linux cimport *
+from log cimport Log, Logs, give_place, log_join, log_leave, logs_open, take_place
 from table cimport NONE, Map, arena, map_find, map_open, map_put, map_remove
-from wire cimport GONE, INPUT, OUTPUT, STAY
+from wire cimport GONE, INPUT, OUTPUT, STAY, STDERR
 
 cdef enum:
     CHUNK = 16 << 10           # bytes of one read(2)
@@ -19,7 +20,7 @@ cdef enum:
     MOST_GROWN = 512
 
 cdef enum:    # List
-    NOWHERE, RUN, GATHER, LINGER, SPACE, ENDED_LIST, LISTS
+    NOWHERE, RUN, GATHER, GATHER_LINES, LINGER, SPACE, ENDED_LIST, LISTS
 
 cdef enum:    # Way
     SPLICE = 0                 # pipe to pipe: no byte enters user space
@@ -39,7 +40,7 @@ cdef struct Stream:
     uint64_t bytes
     uint64_t window            # when the present HOT_WINDOW began
     uint64_t window_bytes
-    uint64_t due               # GATHER, LINGER, SPACE: when to look again
+    uint64_t due               # GATHER, GATHER_LINES, LINGER, SPACE: when to look again
     uint64_t born              # LINGER: since when
     uint64_t ticked            # bytes at the last cool-down tick
     uint64_t pause             # SPACE: the last wait; 0 when the file has taken something since
@@ -48,8 +49,11 @@ cdef struct Stream:
     uint32_t generation        # tells a late event of the slot's last tenant
     uint32_t previous, next
     uint32_t window_turns
-    uint32_t pending, offset   # what read(2) gave and write(2) has not taken, in `rest`
-    uint8_t flags              # OUTPUT, INPUT, GONE, STAY
+    uint32_t pending, offset   # what read(2) gave and write(2) has not taken, in `rest`; of a
+                               # log's stream, from its beginning, in `logs.kept`
+    uint32_t log               # its slot and 1; 0: there is a sink
+    uint32_t place             # a log's: in `logs.kept`
+    uint8_t flags              # OUTPUT, INPUT, GONE, STAY, STDERR
     uint8_t where              # List
     uint8_t way
     uint8_t party
@@ -64,6 +68,8 @@ cdef struct Stream:
     uint8_t empty_turns        # consecutive, while hot
     uint8_t stuck              # its pipes cannot grow
     uint8_t file               # the sink is a file: never full but for its disk, and unwatched
+    uint8_t piped              # a log's: the source is a pipe
+    uint8_t ending             # a log's: all has been read
 
 cdef struct Relay:
     int epoll
@@ -71,9 +77,10 @@ cdef struct Relay:
     Stream *streams
     char *rest                 # CHUNK bytes for each slot
     char *scratch              # CHUNK bytes
+    Logs logs
     Map ids
-    uint32_t first[6]          # of each List
-    uint32_t last[6]
+    uint32_t first[7]          # of each List
+    uint32_t last[7]
     uint32_t runnable          # streams in RUN
     uint32_t grown[512]
     uint32_t grown_count, grown_most
@@ -137,7 +144,7 @@ cdef inline bint relay_open(Relay *relay, int epoll, uint32_t most, uint64_t bud
     relay.scratch = <char *>arena(CHUNK)
     if relay.streams == NULL or relay.rest == NULL or relay.scratch == NULL:
         return False
-    return map_open(&relay.ids, most)
+    return logs_open(&relay.logs, most) and map_open(&relay.ids, most)
 
 
 cdef inline uint32_t new_slot(Relay *relay) noexcept nogil:
@@ -231,6 +238,55 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
         return error
     made[0] = slot
     return 0
+
+
+cdef inline int relay_add_log(Relay *relay, uint64_t id, int source, Log *wanted,
+                              int flags) noexcept nogil:
+    """Begin a stream into a log, see log_join; takes the descriptors, as relay_add does."""
+    cdef uint32_t slot
+    cdef uint32_t log = 0
+    cdef Stream *stream
+    cdef int error = log_join(&relay.logs, wanted, &log)
+    if error:
+        drop(&source)
+        return error
+    if map_find(&relay.ids, id) != NONE:
+        error = EEXIST
+    slot = NONE if error else new_slot(relay)
+    if slot == NONE:
+        drop(&source)
+        log_leave(&relay.logs, log)
+        return error if error else EMFILE
+    stream = &relay.streams[slot]
+    stream.id = id
+    stream.source = source
+    stream.sink = stream.hold = -1
+    stream.log = log + 1
+    stream.place = take_place(&relay.logs)
+    stream.flags = flags & (STAY | STDERR)
+    stream.way = way_of(source, source)
+    stream.piped = stream.way == SPLICE
+    if stream.piped:
+        stream.way = COPY
+    stream.file = True
+    stream.where = NOWHERE
+    map_put(&relay.ids, id, slot)
+    if stream.place == NONE:
+        error = EMFILE
+    else:
+        error = watch(relay, EPOLL_CTL_ADD, source, SOURCE_TAG, slot, EPOLLIN | EPOLLRDHUP)
+    if error:
+        close_end(relay, &stream.source)
+        leave_log(relay, stream)
+        free_slot(relay, slot)
+    return error
+
+
+cdef inline void leave_log(Relay *relay, Stream *stream) noexcept nogil:
+    if stream.place != NONE:
+        give_place(&relay.logs, stream.place)
+    log_leave(&relay.logs, stream.log - 1)
+    stream.log = 0
 
 
 cdef inline void close_end(Relay *relay, int *fd) noexcept nogil:

@@ -2,9 +2,9 @@
 # and the descriptors stay open under their numbers.
 #
 # The memfd is a Head, then entries, each an Entry, a fixed part and more bytes: first the keeper,
-# then each process, stream, listener, connection, request (in order of arrival) and destination,
-# whose fixed part is the struct itself. Whoever changes one of these structs, or what its fields
-# mean, raises STATE_VERSION. The last entry names all descriptors.
+# then each process, log, stream, listener, connection, request (in order of arrival) and
+# destination, whose fixed part is the struct itself. Whoever changes one of these structs, or what
+# its fields mean, raises STATE_VERSION. The last entry names all descriptors.
 #
 # Nothing is closed or changed before all is restored, so that the old version can take the same
 # state back.
@@ -19,6 +19,8 @@ from fds cimport drop, is_sealed
 from framing cimport IN_BODY, MOST_MESSAGE
 from linux cimport *
 from listener cimport Listener, Listeners, listener_place
+from log cimport (LEAST_LIMIT, LOG_NAME, MOST_FILES, TEXT, Log, Logs, free_log, take_place,
+                  text_at)
 from pace cimport COOL_TIME
 from publisher cimport MOST_DESTINATIONS, Destination, Publisher, watch_destination
 from reaper cimport BITS_EXITED, BITS_LIVE, BITS_SPAWN, UNCLAIMED, Process, Reaper, Unclaimed
@@ -28,7 +30,7 @@ from table cimport NONE, arena, map_find, map_put
 from wire cimport GONE
 
 cdef enum:
-    STATE_VERSION = 1
+    STATE_VERSION = 2
     STATE_MAGIC = 0x7065656B736E6564    # "densekeep"
     BUFFER = 16384
 
@@ -36,12 +38,13 @@ cdef enum:    # kind of an entry
     SAVED_KEEPER = 1
     SAVED_UNCLAIMED = 2
     SAVED_PROCESS = 3
-    SAVED_STREAM = 4             # more: what it has read and not written
-    SAVED_LISTENER = 5
-    SAVED_CONNECTION = 6         # more: what has come of a request, then the unsent output
-    SAVED_REQUEST = 7            # more: the body
-    SAVED_DESTINATION = 8        # more: the queue
-    SAVED_DESCRIPTORS = 9
+    SAVED_LOG = 4
+    SAVED_STREAM = 5             # more: what it has read and not written
+    SAVED_LISTENER = 6
+    SAVED_CONNECTION = 7         # more: what has come of a request, then the unsent output
+    SAVED_REQUEST = 8            # more: the body
+    SAVED_DESTINATION = 9        # more: the queue
+    SAVED_DESCRIPTORS = 10
 
 cdef struct Head:
     uint64_t magic
@@ -160,6 +163,22 @@ cdef inline void put_processes(Writer *writer, Reaper *reaper) noexcept nogil:
             keep(writer, reaper.processes[slot].pidfd)
 
 
+cdef inline char *unwritten(Relay *relay, uint32_t slot) noexcept nogil:
+    """What a stream has read and not written."""
+    if relay.streams[slot].log:
+        return text_at(&relay.logs, relay.streams[slot].place)
+    return relay.rest + <size_t>slot * CHUNK + relay.streams[slot].offset
+
+
+cdef inline void put_logs(Writer *writer, Logs *logs) noexcept nogil:
+    cdef uint32_t slot
+    for slot in range(logs.used):
+        if logs.all[slot].streams:
+            put_entry(writer, SAVED_LOG, slot, &logs.all[slot], sizeof(Log), 0)
+            keep(writer, logs.all[slot].directory)
+            keep(writer, logs.all[slot].file)
+
+
 cdef inline void put_streams(Writer *writer, Relay *relay) noexcept nogil:
     cdef Stream *stream
     cdef uint32_t slot, pending
@@ -169,7 +188,7 @@ cdef inline void put_streams(Writer *writer, Relay *relay) noexcept nogil:
             continue             # a free slot
         pending = 0 if stream.flags & GONE else stream.pending
         put_entry(writer, SAVED_STREAM, slot, stream, sizeof(Stream), pending)
-        put(writer, relay.rest + <size_t>slot * CHUNK + stream.offset, pending)
+        put(writer, unwritten(relay, slot), pending)
         keep(writer, stream.source)
         keep(writer, stream.sink)
         keep(writer, stream.hold)
@@ -334,6 +353,8 @@ cdef inline uint64_t fixed_size(uint32_t kind) noexcept nogil:
         return 0
     if kind == SAVED_PROCESS:
         return sizeof(Process)
+    if kind == SAVED_LOG:
+        return sizeof(Log)
     if kind == SAVED_STREAM:
         return sizeof(Stream)
     if kind == SAVED_LISTENER:
@@ -417,6 +438,36 @@ cdef inline int get_process(Reader *reader, Reaper *reaper) noexcept nogil:
     return 0
 
 
+cdef inline int get_log(Reader *reader, Logs *logs) noexcept nogil:
+    """At its old slot, which its streams name; they are counted as they come."""
+    cdef uint32_t slot = reader.entry.slot
+    cdef Log *log
+    if slot < logs.used or slot >= logs.most:
+        return EINVAL
+    while logs.used < slot:
+        free_log(logs, logs.used)
+        logs.used += 1
+    logs.used = slot + 1
+    log = &logs.all[slot]
+    memcpy(log, reader.fixed, sizeof(Log))
+    log.streams = 0
+    log.checked = 0
+    if log.id == 0 or map_find(&logs.ids, log.id) != NONE or log.limit < LEAST_LIMIT:
+        return EINVAL
+    if log.length > LOG_NAME or log.files - 1 >= MOST_FILES:
+        return EINVAL
+    map_put(&logs.ids, log.id, slot)
+    return 0
+
+
+cdef inline int join_log(Logs *logs, Stream *stream) noexcept nogil:
+    if stream.log > logs.used or logs.all[stream.log - 1].id == 0:
+        return EINVAL
+    logs.all[stream.log - 1].streams += 1
+    stream.place = take_place(logs)
+    return 0 if stream.place != NONE else EMFILE
+
+
 cdef inline void cool_stream(Stream *stream) noexcept nogil:
     """As after relay_add: what was learned of the stream's pace is learned again."""
     stream.previous = stream.next = NONE
@@ -433,7 +484,7 @@ cdef inline int get_stream(Reader *reader, Relay *relay, uint64_t now) noexcept 
     cdef Stream *stream
     cdef bint lingers
     cdef int error = 0
-    if slot < relay.used or slot >= relay.most or reader.entry.more > CHUNK:
+    if slot < relay.used or slot >= relay.most:
         return EINVAL
     while relay.used < slot:
         free_slot(relay, relay.used)
@@ -443,8 +494,14 @@ cdef inline int get_stream(Reader *reader, Relay *relay, uint64_t now) noexcept 
     memcpy(stream, reader.fixed, sizeof(Stream))
     lingers = stream.where == LINGER
     cool_stream(stream)
+    if reader.entry.more > <uint64_t>(TEXT if stream.log else CHUNK):
+        return EINVAL
+    if stream.log:
+        error = join_log(&relay.logs, stream)
+        if error:
+            return error
     stream.pending = <uint32_t>reader.entry.more
-    memcpy(relay.rest + <size_t>slot * CHUNK, reader.more, stream.pending)
+    memcpy(unwritten(relay, slot), reader.more, stream.pending)
     if stream.id and map_find(&relay.ids, stream.id) != NONE:
         return EINVAL
     if stream.id:

@@ -35,13 +35,17 @@ cdef enum:
     UNDESTINATION = 36  # forget destination `id` once its queue is empty
     PUBLISH = 37     # queue an event for destination `id`, about process `owner`; payload: a ttrpc
                      # Request; flags: the mark by which it is told once
+    LOG = 39         # copy a stream as `id` into log `owner`, its own or another stream's: files of
+                     # at most `bytes`, `number` in all; descriptors: source, directory; payload:
+                     # the newest file's name; flags STDERR, STAY
     UPGRADE = 38     # become another keeper; descriptors: its argv, the command of its front
     # Reports of the keeper.
     EXITED = 20      # process `id` has ended: status, time; error: why it could not be executed
     ENDED = 21       # stream `id` has ended: bytes, error
     PROCESS = 22     # snapshot: process `id`; flags GONE, SPAWNED; `number`: marks of PUBLISH
     STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: `bytes` its client has read,
-                     # and whether that is all there will be: `number`
+                     # and whether that is all there will be: `number`; of a log, in `status` the
+                     # errno for which it waits, or could not be rotated or opened again
     LISTENER = 24    # snapshot: listener `id`; flags FRAMES, DOOR
     PING = 25
     TERMINATE = 26   # the keeper was asked to end (SIGTERM); a snapshot repeats it
@@ -54,9 +58,10 @@ cdef enum:
 cdef enum:
     OUTPUT = 1       # RELAY: the hold is a read end of the sink, kept until the stream's end
     INPUT = 2        # RELAY: the hold is a write end of the source, kept until UNHOLD
-    STAY = 128       # RELAY, until SETTLE, while the process at the other end may not be there:
-                     # with OUTPUT the source's end is none, and the sink's reader sees no end;
-                     # with INPUT nothing is read, and the source's writer sees no end
+    STAY = 128       # RELAY, LOG, until SETTLE, while the process at the other end may not be there:
+                     # with OUTPUT, and of LOG, the source's end is none, and the sink's reader sees
+                     # no end; with INPUT nothing is read, and the source's writer sees no end
+    STDERR = 16      # LOG: the stream's name is stderr, not stdout
     GONE = 4         # snapshot: ended already, waits for FORGET
     SPAWNED = 8      # snapshot: a spawn that has not been released
     FRAMES = 32      # LISTEN: callers speak ttrpc to the keeper; without: they are relayed, see SERVE

@@ -775,7 +775,7 @@ def resume(program, state, back):
     at, found = 32, 0
     while at < len(data):
         kind, slot, fixed, more = struct.unpack_from("=IIQQ", data, at)
-        if kind == 8:
+        if kind == 9:
             struct.pack_into("=Q", data, at + 24, 0)
             found += 1
         at += 24 + fixed + more
@@ -844,6 +844,7 @@ def test_check_before_an_upgrade() -> None:
 def test_what_a_state_is_made_of() -> None:
     """A change of these sizes is another form of the state: raise STATE_VERSION in upgrade.pxd.
 
-    The keeper, what is not fixed, a process, stream, listener, connection, request, destination.
+    The keeper, what is not fixed, a process, log, stream, listener, connection, request,
+    destination.
     """
-    assert state_form() == (1, (56, 0, 64, 120, 24, 144, 104, 1208))
+    assert state_form() == (2, (56, 0, 64, 296, 136, 24, 144, 104, 1208))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shim.errors import FailedPrecondition
 from shim.keeper.channel import Channel
-from shim.keeper.client import Incoming, KeeperClient
+from shim.keeper.client import Incoming, KeeperClient, LogPlace, Stream
 from shim.keeper.packet import ROOM, Packet, receive, sealed_memory, send
 from shim.keeper.records import MOST_INLINE, MOST_PAYLOAD, Flag, Kind, Record
 
@@ -190,4 +192,54 @@ async def test_what_a_new_front_learns(pair: tuple[socket.socket, socket.socket]
     assert held.destinations == {4}
     assert held.children[1 << 62].marks == 5
     assert client.new_id() > 1 << 62
+    client.close()
+
+
+async def test_a_log_as_the_keeper_sees_it(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Each field of LOG under its name; what is refused is the caller's, and no stream is left."""
+    ours, theirs = pair
+    client = KeeperClient(ours, lambda: None)
+    room = bytearray(ROOM)
+    null, root = os.open("/dev/null", os.O_RDONLY), os.open("/", os.O_PATH)
+    place = LogPlace(id=7, directory=root, name="caf\u00e9.log", limit=1 << 40, files=5)
+    for error in (0, errno.EISDIR):
+        asking = asyncio.ensure_future(client.relay_to_log(9, null, place, Flag.STDERR | Flag.STAY))
+        await asyncio.sleep(0)
+        asked = receive(theirs, room)
+        assert asked is not None
+        assert asked.payload == b"caf\xc3\xa9.log"
+        names = zip(asked.descriptors, ("/dev/null", "/"), strict=True)
+        assert [is_same_file(*each) for each in names] == [True, True]
+        flags = Flag.STDERR | Flag.STAY
+        assert asked.record._replace(serial=0) == Record(
+            Kind.LOG, id=9, owner=7, moved=1 << 40, number=5, flags=flags
+        )
+        send(theirs, asked.record._replace(error=error), b"", [])
+        if error:
+            with pytest.raises(FailedPrecondition, match=r"caf\u00e9.log: Is a directory"):
+                await asking
+        else:
+            stream = await asking
+            assert stream.id == 9
+    os.close(null)
+    os.close(root)
+    client.close()
+
+
+@pytest.mark.parametrize("number", [0, errno.ENOSPC])
+async def test_the_trouble_of_a_log(pair: tuple[socket.socket, socket.socket], number: int) -> None:
+    """The errno that the keeper tells, None where there is none or the stream has ended."""
+    ours, theirs = pair
+    client = KeeperClient(ours, lambda: None)
+    room = bytearray(ROOM)
+    for error in (0, errno.ESRCH):
+        asking = asyncio.ensure_future(Stream(client, 9).trouble())
+        await asyncio.sleep(0)
+        asked = receive(theirs, room)
+        assert asked is not None
+        assert asked.record._replace(serial=0) == Record(Kind.STREAM, id=9)
+        send(theirs, asked.record._replace(error=error, status=number), b"", [])
+        found = await asking
+        expected = 0 if error else number
+        assert (found.errno if found else 0) == expected
     client.close()

@@ -128,10 +128,37 @@ class Stream:
             return None
         return None if reply.number else reply.moved
 
+    async def trouble(self) -> OSError | None:
+        """Why a log does not take lines now, or grows on although it is full; None: all is well.
+
+        ENOSPC and EDQUOT: its lines wait, and so does the writer, until there is room.
+        """
+        try:
+            reply = await self._client.ask(Record(Kind.STREAM, id=self.id), "asking a stream")
+        except NotFound:
+            return None
+        return OSError(reply.status, os.strerror(reply.status)) if reply.status else None
+
     def note_end(self) -> None:
         """The keeper has reported the end of this stream."""
         if not self.ended.done():
             self.ended.set_result(None)
+
+
+@dataclass(frozen=True)
+class LogPlace:
+    """The files of a log: `name`, the newest, `name`.1 and so on, `files` in all (1 to 100).
+
+    id: of the log, unique for the keeper's life (`KeeperClient.new_id`); the streams of one
+    process name the same one. directory: a descriptor, O_PATH is enough; borrowed. name: at most
+    200 bytes. limit: bytes of one file, at least 32 KiB.
+    """
+
+    id: int
+    directory: int
+    name: str
+    limit: int
+    files: int
 
 
 @dataclass(frozen=True)
@@ -373,6 +400,30 @@ class KeeperClient:
                 raise explain(error, "relaying a stream") from error
             raise
         return streams
+
+    async def relay_to_log(
+        self, id: int, source: int, place: LogPlace, flag: Flag | None = None
+    ) -> Stream:
+        """Write the lines of `source` (non-blocking, borrowed) to a log; see log.pxd.
+
+        Flag.STDERR: they are from stderr, not from stdout. Flag.STAY: the source's end is none
+        until `Stream.settle`. The log is closed with its last stream. Raises ResourceExhausted,
+        FailedPrecondition (no such directory, no regular file under the name, a wrong limit,
+        another log of that id).
+        """
+        stream = Stream(self, id)
+        self._streams[id] = stream
+        record = Record(
+            Kind.LOG,
+            id=id, owner=place.id, moved=place.limit, number=place.files, flags=flag or 0,
+        )  # fmt: skip
+        try:
+            name = os.fsencode(place.name)
+            await self._channel.ask(record, [source, place.directory], name)
+        except OSError as error:
+            self._streams.pop(id, None)
+            raise explain(error, f"writing the log {place.name}") from error
+        return stream
 
     def drop_child(self, id: int) -> None:
         """See Child.forget."""

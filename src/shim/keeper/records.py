@@ -42,6 +42,7 @@ class Kind(enum.IntEnum):
     UNDESTINATION = 36
     PUBLISH = 37
     UPGRADE = 38
+    LOG = 39
 
     EXITED = 20
     ENDED = 21
@@ -56,12 +57,15 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """RELAY: which end the hold keeps open. LISTEN: what is spoken. Snapshot: an object's state."""
+    """RELAY: which end the hold keeps open. LOG: the stream's name. LISTEN: what is spoken.
+    Snapshot: an object's state.
+    """
 
     OUTPUT = 1
     INPUT = 2
     GONE = 4
     SPAWNED = 8
+    STDERR = 16
     FRAMES = 32
     DOOR = 64
     STAY = 128
