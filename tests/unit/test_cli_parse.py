@@ -15,9 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shim import __version__
-from shim.cli import call, main
+from shim.cli import main
 from shim.cli.bundle import users_bundle
 from shim.cli.params import SIGNAL
+from shim.cli.shim import call, group
 from shim.errors import InvalidArgument, NotFound
 from shim.model import (
     CheckpointRequest,
@@ -69,6 +70,10 @@ def invoke(*args: str) -> Result:
     return CliRunner().invoke(main, args)
 
 
+def shim(*args: str) -> Result:
+    return invoke("shim", *args)
+
+
 def test_version() -> None:
     assert invoke("--version").output == f"denseshim, version {__version__}\n"
 
@@ -80,9 +85,15 @@ def test_every_command_explains_itself(name: str) -> None:
     assert main.commands[name].help
 
 
-def test_commands_are_those_of_the_service_run_and_the_host() -> None:
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_every_command_of_one_shim_explains_itself(name: str) -> None:
+    assert shim(name, "--help").exit_code == 0
+    assert group.commands[name].help
+
+
+def test_commands_are_those_of_the_service() -> None:
     names = "create start exec kill pause resume state ps events delete checkpoint restore pty"
-    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run", "host", "upgrade"}
+    assert set(group.commands) == {*names.split(), "close-stdin", "exit"}
 
 
 @pytest.mark.parametrize(
@@ -102,13 +113,13 @@ def test_commands_are_those_of_the_service_run_and_the_host() -> None:
 def test_one_command_is_one_call(
     recorder: type[Recorder], args: list[str], expected: tuple[Any, ...]
 ) -> None:
-    done = invoke(*args)
+    done = shim(*args)
     assert (done.exit_code, done.output) == (0, "")
     assert recorder.calls == [("socket", "/s"), expected]
 
 
 def test_the_option_goes_before_the_environment(recorder: type[Recorder]) -> None:
-    invoke("start", "--socket", "/other")
+    shim("start", "--socket", "/other")
     assert recorder.calls[0] == ("socket", "/other")
 
 
@@ -117,7 +128,7 @@ def test_create(recorder: type[Recorder], tmp_path: Path) -> None:
     fifo = tmp_path / "out"
     os.mkfifo(fifo)
     place = str(tmp_path)
-    done = invoke("create", "--id", "box", "--bundle", place, "-t", "--stdout", str(fifo))
+    done = shim("create", "--id", "box", "--bundle", place, "-t", "--stdout", str(fifo))
     assert done.output == "7\n"
     expected = CreateRequest(
         "box", place, Stdio(True, stdout=str(fifo)), RuntimeOptions("runc")
@@ -130,34 +141,34 @@ def test_restore_is_create_from_a_checkpoint(recorder: type[Recorder], tmp_path:
     place = str(tmp_path)
     args = ("--id", "box", "--bundle", place, "--runtime", "/crun")
     expected = CreateRequest("box", place, Stdio(), RuntimeOptions("/crun"), checkpoint=place)
-    assert json.loads(invoke("restore", *args, "--json", place).output) == {"pid": 7}
-    assert invoke("create", *args, "--checkpoint", place).exit_code == 0
+    assert json.loads(shim("restore", *args, "--json", place).output) == {"pid": 7}
+    assert shim("create", *args, "--checkpoint", place).exit_code == 0
     assert recorder.calls[1::2] == [("create", expected)] * 2
 
 
 def test_checkpoint(recorder: type[Recorder]) -> None:
-    invoke("checkpoint", "--exit", "--file-locks", "--empty-namespace", "network", "/i")
+    shim("checkpoint", "--exit", "--file-locks", "--empty-namespace", "network", "/i")
     expected = CheckpointRequest("/i", exit=True, file_locks=True, empty_namespaces=("network",))
     assert recorder.calls[1] == ("checkpoint", expected)
 
 
 def test_delete_shows_the_exit(recorder: type[Recorder]) -> None:
     recorder.answers["delete"] = Exit(137, 1_500_000_000_000_000_001)
-    assert invoke("delete").output == "exit status 137 at 2017-07-14T02:40:00+00:00\n"
-    shown = json.loads(invoke("delete", "--json", "9").output)
+    assert shim("delete").output == "exit status 137 at 2017-07-14T02:40:00+00:00\n"
+    shown = json.loads(shim("delete", "--json", "9").output)
     assert shown == {"exit_status": 137, "exited_at": 1_500_000_000_000_000_001}
     assert recorder.calls[1::2] == [("delete", 0), ("delete", 9)]
 
 
 def test_delete_wants_a_shim_or_a_bundle() -> None:
-    done = CliRunner(env={"DENSESHIM_SOCKET": None}).invoke(main, ["delete"])
+    done = CliRunner(env={"DENSESHIM_SOCKET": None}).invoke(main, ["shim", "delete"])
     assert done.exit_code == 2
     assert "--socket" in done.stderr
     assert "--bundle" in done.stderr
 
 
 def test_delete_of_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
-    done = invoke("delete", "--bundle", str(tmp_path))
+    done = shim("delete", "--bundle", str(tmp_path))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"denseshim: {tmp_path} is not a bundle: no config.json\n"
 
@@ -166,15 +177,15 @@ def test_state(recorder: type[Recorder]) -> None:
     row = ProcessInfo(7, Status.RUNNING, args=("sh", "-c"))
     recorder.answers["state"] = ContainerState("box", "/b", 7, Status.RUNNING, (row,))
     recorder.answers["processes"] = (row,)
-    assert "        7  running   sh -c\n" in invoke("state").output
-    assert "        7  running   sh -c\n" in invoke("ps").output
-    shown = json.loads(invoke("state", "--json").output)
+    assert "        7  running   sh -c\n" in shim("state").output
+    assert "        7  running   sh -c\n" in shim("ps").output
+    shown = json.loads(shim("state", "--json").output)
     assert (shown["status"], shown["processes"][0]["args"]) == ("running", ["sh", "-c"])
 
 
 def test_exec_detached(recorder: type[Recorder]) -> None:
     recorder.answers["exec"] = 9
-    done = invoke("exec", "--detach", "--json", "ls", "-t", "--json")
+    done = shim("exec", "--detach", "--json", "ls", "-t", "--json")
     assert json.loads(done.output) == {"pid": 9}
     (_, spec, stdio) = recorder.calls[1]
     assert spec["args"] == ["ls", "-t", "--json"]
@@ -183,7 +194,7 @@ def test_exec_detached(recorder: type[Recorder]) -> None:
 
 def test_a_refusal_is_one_line_and_status_1(recorder: type[Recorder]) -> None:
     recorder.answers["start"] = NotFound("no process 7\nin box")
-    done = invoke("start")
+    done = shim("start")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "denseshim: no process 7 in box\n"
 
@@ -191,14 +202,14 @@ def test_a_refusal_is_one_line_and_status_1(recorder: type[Recorder]) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["start"],
-        ["exec", "--socket", "/s", "-d", "-i", "sh"],
-        ["exec", "--socket", "/s", "--json", "sh"],
-        ["exec", "--socket", "/s"],
-        ["kill", "--socket", "/s", "BOGUS"],
-        ["kill", "--socket", "/s", "0"],
+        ["shim", "start"],
+        ["shim", "exec", "--socket", "/s", "-d", "-i", "sh"],
+        ["shim", "exec", "--socket", "/s", "--json", "sh"],
+        ["shim", "exec", "--socket", "/s"],
+        ["shim", "kill", "--socket", "/s", "BOGUS"],
+        ["shim", "kill", "--socket", "/s", "0"],
         ["run", "--bundle", "/", "--rootfs", "/"],
-        ["create", "--socket", "/s"],
+        ["shim", "create", "--socket", "/s"],
     ],
 )
 def test_wrong_usage_is_status_2(args: list[str]) -> None:

@@ -7,23 +7,10 @@ from typing import Any
 import click
 
 from shim import __version__
-from shim.cli.create import create, restore
-from shim.cli.exec import exec_
 from shim.cli.host import host
-from shim.cli.inspect import events, ps, state
 from shim.cli.run import run
+from shim.cli.shim import group
 from shim.cli.streams import open_missing_streams
-from shim.cli.tasks import (
-    checkpoint,
-    close_stdin,
-    delete,
-    exit_,
-    kill,
-    pause,
-    pty,
-    resume,
-    start,
-)
 from shim.cli.upgrade import upgrade
 
 
@@ -42,24 +29,5 @@ def main() -> None:
     """Run containers through a shim, and speak with the shim of a container."""
 
 
-for command in (
-    run,
-    create,
-    start,
-    exec_,
-    kill,
-    pause,
-    resume,
-    state,
-    ps,
-    events,
-    delete,
-    checkpoint,
-    restore,
-    pty,
-    close_stdin,
-    exit_,
-    host,
-    upgrade,
-):
+for command in (run, group, host, upgrade):
     main.add_command(command)

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from shim.cli.call import optional_socket_option, shim_command, with_client
 from shim.cli.output import show_exit, show_json
 from shim.cli.params import DIRECTORY, PID, SIGNAL, json_option
 from shim.cli.report import reported
+from shim.cli.shim.call import optional_socket_option, shim_command, with_client
 from shim.client import ShimClient, start_shim
 from shim.errors import InvalidArgument
 from shim.model import CheckpointRequest

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from shim.cli.call import socket_option, with_client
 from shim.cli.output import show_pid
 from shim.cli.params import ATTACHED, json_option
 from shim.cli.report import OWN_FAILURE, reported
 from shim.cli.session import Job, interruptible
+from shim.cli.shim.call import socket_option, with_client
 from shim.client import ShimClient, steadily
 from shim.errors import NotFound
 from shim.model import Stdio
