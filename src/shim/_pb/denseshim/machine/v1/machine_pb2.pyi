@@ -1,5 +1,6 @@
 import datetime
 
+from shim._pb.containerd.v1.types import types_pb2 as _types_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -58,7 +59,7 @@ class InspectRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("pid", "terminal", "stdin", "stdout", "stderr", "exit_status", "exited_at", "created_at", "updated_at", "bundle")
+    __slots__ = ("pid", "terminal", "stdin", "stdout", "stderr", "exit_status", "exited_at", "created_at", "updated_at", "bundle", "processes")
     PID_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
     STDIN_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +70,7 @@ class InspectResponse(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     UPDATED_AT_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     pid: int
     terminal: bool
     stdin: str
@@ -79,7 +81,8 @@ class InspectResponse(_message.Message):
     created_at: _timestamp_pb2.Timestamp
     updated_at: _timestamp_pb2.Timestamp
     bundle: str
-    def __init__(self, pid: _Optional[int] = ..., terminal: _Optional[bool] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., exit_status: _Optional[int] = ..., exited_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle: _Optional[str] = ...) -> None: ...
+    processes: _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]
+    def __init__(self, pid: _Optional[int] = ..., terminal: _Optional[bool] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., exit_status: _Optional[int] = ..., exited_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle: _Optional[str] = ..., processes: _Optional[_Iterable[_Union[_types_pb2.Process, _Mapping]]] = ...) -> None: ...
 
 class UsageRequest(_message.Message):
     __slots__ = ()
