@@ -123,6 +123,11 @@ class ProcessStdio:
                 else:
                     stream.finish()
 
+    async def delivered(self) -> None:
+        """Return when all output is delivered, which may be never."""
+        for stream in self._open_outputs():
+            await stream.wait()
+
     async def drain(self, what: str) -> None:
         """Wait until all output is delivered, as long as its client reads; then cut the rest.
 
