@@ -12,13 +12,14 @@ import grpc
 from shim._pb.denseshim.machine.v1 import machine_pb2 as pb
 from shim._pb.denseshim.machine.v1.machine_pb2_grpc import MachineServicer
 from shim.api.codes import code_of
-from shim.api.convert import timestamp_to_pb
+from shim.api.convert import process_to_pb, timestamp_to_pb
 from shim.api.server import answers
 from shim.errors import InvalidArgument, ShimError
 from shim.service.container import Container as Task
 from shim.snapshots.imports import Wishes
 from shim.standalone.imports import Step
 from shim.standalone.machine import Machine
+from shim.standalone.usage import Usage, usage
 
 
 class MachineService(MachineServicer):
@@ -56,6 +57,11 @@ class MachineService(MachineServicer):
         return response
 
     @answers
+    async def Usage(self, request: pb.UsageRequest) -> pb.UsageResponse:
+        found = await usage(self._machine.tasks.all())
+        return pb.UsageResponse(tasks=[_usage_to_pb(each) for each in found])
+
+    @answers
     async def Check(self, request: pb.CheckRequest) -> pb.CheckResponse:
         return pb.CheckResponse(problems=await self._machine.check())
 
@@ -84,12 +90,28 @@ def _step_to_pb(step: Step) -> pb.ImportResponse:
     return response
 
 
+def _usage_to_pb(found: Usage) -> pb.TaskUsage:
+    return pb.TaskUsage(
+        container_id=found.id,
+        cpu=found.cpu,
+        memory=found.memory,
+        memory_limit=found.memory_limit,
+        pids=found.pids,
+        output=found.output,
+    )
+
+
 def _describe(task: Task, response: pb.InspectResponse) -> None:
     init = task.init
     response.pid = init.pid
     response.terminal = init.paths.terminal
     response.stdin, response.stdout = init.paths.stdin, init.paths.stdout
     response.stderr, response.bundle = init.paths.stderr, task.facts.bundle
+    response.output_open = init.stdio.is_open()
+    response.output_open = init.stdio.output_open
+    response.processes.extend(map(process_to_pb, task.state().processes))
+    response.output_open = init.stdio.output_open
+    response.processes.extend(map(process_to_pb, task.state().processes))
     if init.exit is not None:
         response.exit_status = init.exit.status
         response.exited_at.CopyFrom(timestamp_to_pb(init.exit.time))

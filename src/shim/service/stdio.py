@@ -123,6 +123,11 @@ class ProcessStdio:
                 else:
                     stream.finish()
 
+    @property
+    def output_open(self) -> bool:
+        """Whether an output has not ended, or has not been read to its end."""
+        return bool(self._open_outputs())
+
     async def delivered(self) -> None:
         """Return when all output is delivered, which may be never."""
         for stream in self._open_outputs():
@@ -147,6 +152,10 @@ class ProcessStdio:
         self._cut_streams()
         if self._logger is not None:
             await self._logger.end()
+
+    def is_open(self) -> bool:
+        """Whether an output has not ended: more may come, or reach its client."""
+        return bool(self._open_outputs())
 
     async def written(self) -> int:
         """The bytes of the outputs that go on, as far as they have reached their clients."""

@@ -36,6 +36,8 @@ from shim.standalone.library import Library
 
 # What a window's size is given in: struct winsize, ioctl_tty(2).
 LARGEST_SIDE: Final = 0xFFFF
+# Execs of one task that are remembered when they have ended: somebody may ask how they did.
+ENDED_KEPT: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -196,8 +198,7 @@ class MachineTasks:
         await self.find(id).resume()
 
     async def exec(self, id: str, spec: Mapping[str, Any], stdio: Stdio) -> int:
-        """Start another process; its pid. Once it has ended and its output is read, it is gone:
-        nobody can delete it.
+        """Start another process; its pid. Nobody can delete it: ended ones are forgotten.
 
         Raises NotFound, FailedPrecondition, InvalidArgument, and what the runtime raises.
         """
@@ -209,9 +210,13 @@ class MachineTasks:
     async def _forget_ended(self, container: Container, process: Process) -> None:
         await asyncio.shield(process.over)
         await process.stdio.delivered()
-        if not container.deleted:
+        if container.deleted:
+            return
+        execs = container.execs.all()
+        over = [one for one in execs if one.exit is not None and not one.stdio.output_open]
+        for old in over[:-ENDED_KEPT]:
             with contextlib.suppress(NotFound):
-                await container.forget_exec(process)
+                await container.forget_exec(old)
 
     async def resize(self, id: str, pid: int, width: int, height: int) -> None:
         """Set the size of a process's terminal, in columns and rows.
