@@ -83,9 +83,6 @@ NARROW: dict[tuple[str, str], set[str]] = {
     ("cli", "snapshots"): {"shim.snapshots.image"},
     ("cli", "_pb"): {"shim._pb.denseshim.host.v1.host_pb2"},
     ("client", "api"): {"shim.api.convert", "shim.api.codes"},
-    ("client", "metadata"): {"shim.metadata.values"},
-    ("cli", "metadata"): {"shim.metadata.values"},
-    ("cli", "snapshots"): {"shim.snapshots.image"},
     ("runtime", "keeper"): {"shim.keeper.command"},
     ("launch", "keeper"): {"shim.keeper.records", "shim.keeper.start"},
 }
