@@ -405,10 +405,12 @@ async def test_what_a_log_has_taken_is_told(box: Box, tmp_path: Path) -> None:
     child, streams = await box.run(stdio, "echo 12345; echo 678 >&2; read line")
     await until(lambda: path.exists() and len(path.read_text().splitlines()) == 2)
     assert await streams.written() == 10
+    assert streams.is_open()
     fifo.write_text("\n")
     await child.wait()
     await streams.drain("the test")
     assert await streams.written() == 0
+    assert not streams.is_open()
 
 
 async def test_a_log_over_a_link_is_refused(box: Box, tmp_path: Path) -> None:

@@ -108,9 +108,6 @@ def _describe(task: Task, response: pb.InspectResponse) -> None:
     response.stdin, response.stdout = init.paths.stdin, init.paths.stdout
     response.stderr, response.bundle = init.paths.stderr, task.facts.bundle
     response.output_open = init.stdio.is_open()
-    response.output_open = init.stdio.output_open
-    response.processes.extend(map(process_to_pb, task.state().processes))
-    response.output_open = init.stdio.output_open
     response.processes.extend(map(process_to_pb, task.state().processes))
     if init.exit is not None:
         response.exit_status = init.exit.status

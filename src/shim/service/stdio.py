@@ -123,11 +123,6 @@ class ProcessStdio:
                 else:
                     stream.finish()
 
-    @property
-    def output_open(self) -> bool:
-        """Whether an output has not ended, or has not been read to its end."""
-        return bool(self._open_outputs())
-
     async def delivered(self) -> None:
         """Return when all output is delivered, which may be never."""
         for stream in self._open_outputs():

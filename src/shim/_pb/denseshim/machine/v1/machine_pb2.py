@@ -26,7 +26,7 @@ from shim._pb.containerd.v1.types import types_pb2 as containerd_dot_v1_dot_type
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"denseshim/machine/v1/machine.proto\x12\x14\x64\x65nseshim.machine.v1\x1a\x1f\x63ontainerd/v1/types/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n\rImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x10\n\x08platform\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x12\n\nno_devices\x18\x05 \x01(\x08\"r\n\x0eImportResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04what\x18\x03 \x01(\t\x12\x35\n\x08imported\x18\x04 \x01(\x0b\x32#.denseshim.machine.v1.ImageResponse\"\x1c\n\x0cImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\rImageResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x0c\n\x04lost\x18\x03 \x01(\r\"&\n\x0eInspectRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\xc4\x02\n\x0fInspectResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x10\n\x08terminal\x18\x02 \x01(\x08\x12\r\n\x05stdin\x18\x03 \x01(\t\x12\x0e\n\x06stdout\x18\x04 \x01(\t\x12\x0e\n\x06stderr\x18\x05 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x06 \x01(\r\x12-\n\texited_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62undle\x18\n \x01(\t\x12/\n\tprocesses\x18\x0b \x03(\x0b\x32\x1c.containerd.v1.types.Process\"\x0e\n\x0cUsageRequest\"?\n\rUsageResponse\x12.\n\x05tasks\x18\x01 \x03(\x0b\x32\x1f.denseshim.machine.v1.TaskUsage\"r\n\tTaskUsage\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63pu\x18\x02 \x01(\x04\x12\x0e\n\x06memory\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_limit\x18\x04 \x01(\x04\x12\x0c\n\x04pids\x18\x05 \x01(\x04\x12\x0e\n\x06output\x18\x06 \x01(\x04\"\x0e\n\x0c\x43heckRequest\"!\n\rCheckResponse\x12\x10\n\x08problems\x18\x01 \x03(\t2\xae\x03\n\x07Machine\x12U\n\x06Import\x12#.denseshim.machine.v1.ImportRequest\x1a$.denseshim.machine.v1.ImportResponse0\x01\x12P\n\x05Image\x12\".denseshim.machine.v1.ImageRequest\x1a#.denseshim.machine.v1.ImageResponse\x12V\n\x07Inspect\x12$.denseshim.machine.v1.InspectRequest\x1a%.denseshim.machine.v1.InspectResponse\x12P\n\x05Usage\x12\".denseshim.machine.v1.UsageRequest\x1a#.denseshim.machine.v1.UsageResponse\x12P\n\x05\x43heck\x12\".denseshim.machine.v1.CheckRequest\x1a#.denseshim.machine.v1.CheckResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"denseshim/machine/v1/machine.proto\x12\x14\x64\x65nseshim.machine.v1\x1a\x1f\x63ontainerd/v1/types/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n\rImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x10\n\x08platform\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x12\n\nno_devices\x18\x05 \x01(\x08\"r\n\x0eImportResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04what\x18\x03 \x01(\t\x12\x35\n\x08imported\x18\x04 \x01(\x0b\x32#.denseshim.machine.v1.ImageResponse\"\x1c\n\x0cImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\rImageResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x0c\n\x04lost\x18\x03 \x01(\r\"&\n\x0eInspectRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\xd9\x02\n\x0fInspectResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x10\n\x08terminal\x18\x02 \x01(\x08\x12\r\n\x05stdin\x18\x03 \x01(\t\x12\x0e\n\x06stdout\x18\x04 \x01(\t\x12\x0e\n\x06stderr\x18\x05 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x06 \x01(\r\x12-\n\texited_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62undle\x18\n \x01(\t\x12/\n\tprocesses\x18\x0b \x03(\x0b\x32\x1c.containerd.v1.types.Process\x12\x13\n\x0boutput_open\x18\x0c \x01(\x08\"\x0e\n\x0cUsageRequest\"?\n\rUsageResponse\x12.\n\x05tasks\x18\x01 \x03(\x0b\x32\x1f.denseshim.machine.v1.TaskUsage\"r\n\tTaskUsage\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63pu\x18\x02 \x01(\x04\x12\x0e\n\x06memory\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_limit\x18\x04 \x01(\x04\x12\x0c\n\x04pids\x18\x05 \x01(\x04\x12\x0e\n\x06output\x18\x06 \x01(\x04\"\x0e\n\x0c\x43heckRequest\"!\n\rCheckResponse\x12\x10\n\x08problems\x18\x01 \x03(\t2\xae\x03\n\x07Machine\x12U\n\x06Import\x12#.denseshim.machine.v1.ImportRequest\x1a$.denseshim.machine.v1.ImportResponse0\x01\x12P\n\x05Image\x12\".denseshim.machine.v1.ImageRequest\x1a#.denseshim.machine.v1.ImageResponse\x12V\n\x07Inspect\x12$.denseshim.machine.v1.InspectRequest\x1a%.denseshim.machine.v1.InspectResponse\x12P\n\x05Usage\x12\".denseshim.machine.v1.UsageRequest\x1a#.denseshim.machine.v1.UsageResponse\x12P\n\x05\x43heck\x12\".denseshim.machine.v1.CheckRequest\x1a#.denseshim.machine.v1.CheckResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTREQUEST']._serialized_start=435
   _globals['_INSPECTREQUEST']._serialized_end=473
   _globals['_INSPECTRESPONSE']._serialized_start=476
-  _globals['_INSPECTRESPONSE']._serialized_end=800
-  _globals['_USAGEREQUEST']._serialized_start=802
-  _globals['_USAGEREQUEST']._serialized_end=816
-  _globals['_USAGERESPONSE']._serialized_start=818
-  _globals['_USAGERESPONSE']._serialized_end=881
-  _globals['_TASKUSAGE']._serialized_start=883
-  _globals['_TASKUSAGE']._serialized_end=997
-  _globals['_CHECKREQUEST']._serialized_start=999
-  _globals['_CHECKREQUEST']._serialized_end=1013
-  _globals['_CHECKRESPONSE']._serialized_start=1015
-  _globals['_CHECKRESPONSE']._serialized_end=1048
-  _globals['_MACHINE']._serialized_start=1051
-  _globals['_MACHINE']._serialized_end=1481
+  _globals['_INSPECTRESPONSE']._serialized_end=821
+  _globals['_USAGEREQUEST']._serialized_start=823
+  _globals['_USAGEREQUEST']._serialized_end=837
+  _globals['_USAGERESPONSE']._serialized_start=839
+  _globals['_USAGERESPONSE']._serialized_end=902
+  _globals['_TASKUSAGE']._serialized_start=904
+  _globals['_TASKUSAGE']._serialized_end=1018
+  _globals['_CHECKREQUEST']._serialized_start=1020
+  _globals['_CHECKREQUEST']._serialized_end=1034
+  _globals['_CHECKRESPONSE']._serialized_start=1036
+  _globals['_CHECKRESPONSE']._serialized_end=1069
+  _globals['_MACHINE']._serialized_start=1072
+  _globals['_MACHINE']._serialized_end=1502
 # @@protoc_insertion_point(module_scope)

@@ -59,7 +59,7 @@ class InspectRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("pid", "terminal", "stdin", "stdout", "stderr", "exit_status", "exited_at", "created_at", "updated_at", "bundle", "processes")
+    __slots__ = ("pid", "terminal", "stdin", "stdout", "stderr", "exit_status", "exited_at", "created_at", "updated_at", "bundle", "processes", "output_open")
     PID_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
     STDIN_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class InspectResponse(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_OPEN_FIELD_NUMBER: _ClassVar[int]
     pid: int
     terminal: bool
     stdin: str
@@ -82,7 +83,8 @@ class InspectResponse(_message.Message):
     updated_at: _timestamp_pb2.Timestamp
     bundle: str
     processes: _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]
-    def __init__(self, pid: _Optional[int] = ..., terminal: _Optional[bool] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., exit_status: _Optional[int] = ..., exited_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle: _Optional[str] = ..., processes: _Optional[_Iterable[_Union[_types_pb2.Process, _Mapping]]] = ...) -> None: ...
+    output_open: bool
+    def __init__(self, pid: _Optional[int] = ..., terminal: _Optional[bool] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., exit_status: _Optional[int] = ..., exited_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle: _Optional[str] = ..., processes: _Optional[_Iterable[_Union[_types_pb2.Process, _Mapping]]] = ..., output_open: _Optional[bool] = ...) -> None: ...
 
 class UsageRequest(_message.Message):
     __slots__ = ()
