@@ -67,6 +67,17 @@ class StandaloneNode(Node):
             answer = door.call(opened, "Api", host_pb2.ApiRequest(), host_pb2.ApiResponse)
         return self.inside(answer.socket)
 
+    def stop(self) -> None:
+        with door_of(self) as opened:
+            door.call(opened, "Stop", host_pb2.StopRequest(force=True), host_pb2.StopResponse)
+            assert opened.recv(1) == b""
+
+    @property
+    def keeper(self) -> int:
+        with door_of(self) as opened:
+            asked = host_pb2.StatusRequest()
+            return door.call(opened, "Status", asked, host_pb2.StatusResponse).keeper_pid
+
     def inside(self, path: str | Path) -> Path:
         """How this process reaches a path of the machine's."""
         return self.run_folder.parent / str(path).lstrip("/")

@@ -213,7 +213,7 @@ class MachineTasks:
         if container.deleted:
             return
         execs = container.execs.all()
-        over = [one for one in execs if one.exit is not None and not one.stdio.output_open]
+        over = [one for one in execs if one.exit is not None and not one.stdio.is_open()]
         for old in over[:-ENDED_KEPT]:
             with contextlib.suppress(NotFound):
                 await container.forget_exec(old)
