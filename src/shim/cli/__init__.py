@@ -7,7 +7,10 @@ from typing import Any
 import click
 
 from shim import __version__
+from shim.cli.containers import check, events, inspect, label, ps, rm, stop
 from shim.cli.host import host
+from shim.cli.images import import_, snapshots
+from shim.cli.processes import attach, exec_
 from shim.cli.run import run
 from shim.cli.shim import group
 from shim.cli.streams import open_missing_streams
@@ -26,8 +29,24 @@ class Program(click.Group):
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="denseshim")
 def main() -> None:
-    """Run containers through a shim, and speak with the shim of a container."""
+    """Run containers, with or without containerd."""
 
 
-for command in (run, group, host, upgrade):
+for command in (
+    import_,
+    run,
+    ps,
+    inspect,
+    label,
+    exec_,
+    attach,
+    stop,
+    rm,
+    snapshots,
+    events,
+    check,
+    host,
+    upgrade,
+    group,
+):
     main.add_command(command)

@@ -28,7 +28,8 @@ from shim.model import (
 class TaskFacts:
     """A container's times, in ns since the epoch, and its task.
 
-    Without a task `pid` is 0; `ended` is None while it runs.
+    Without a task `pid` is 0; `ended` is None while it runs. `output_open`: its output has not
+    ended, or not been read to its end.
     """
 
     created_at: int
@@ -38,6 +39,7 @@ class TaskFacts:
     ended: Exit | None
     bundle: str
     processes: tuple[ProcessInfo, ...]
+    output_open: bool
 
 
 class TaskEvents(EventStream):
@@ -111,6 +113,7 @@ class TaskClient:
             Exit(found.exit_status, found.exited_at.ToNanoseconds()) if ended else None,
             found.bundle,
             tuple(convert.process_from_pb(process) for process in found.processes),
+            found.output_open,
         )
 
     async def state(self, *, timeout: float | None = None) -> ContainerState:
