@@ -12,6 +12,7 @@ from shim.cli.host import host
 from shim.cli.images import import_, snapshots
 from shim.cli.processes import attach, exec_
 from shim.cli.run import run
+from shim.cli.shell import completion, man
 from shim.cli.shim import group
 from shim.cli.streams import open_missing_streams
 from shim.cli.upgrade import upgrade
@@ -48,5 +49,7 @@ for command in (
     host,
     upgrade,
     group,
+    completion,
+    man,
 ):
     main.add_command(command)

@@ -20,7 +20,7 @@ from shim.client.task import TaskFacts
 from shim.errors import FailedPrecondition, NotFound
 from shim.logs import STDERR, LogReader, LogWatch, Record
 
-# How long to wait for more of a log whose last record may not be there yet, until it is asked again.
+# How long to wait for more of a log until it is asked whether there will be any.
 _LOOK_S: Final = 0.1
 _LEAVING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,21 +51,21 @@ class Following:
         """Show what comes until the container has ended, or we leave."""
         ended = asyncio.create_task(exits.status(self._facts.pid))
         left = asyncio.create_task(self._left.wait())
-        work = [
+        work: list[asyncio.Task[None]] = [
             asyncio.create_task(self._show(reader, watch)),
             asyncio.create_task(self._follow_size()),
         ]
+        everything: list[asyncio.Task[Any]] = [ended, left, *work]
         try:
-            await asyncio.wait([ended, left, *work], return_when=asyncio.FIRST_COMPLETED)
-            for task in work:
-                if task.done():
-                    task.result()
+            await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+            for failed in (task for task in work if task.done()):
+                failed.result()
             if not ended.done():
                 return 0
         finally:
-            for task in (ended, left, *work):
+            for task in everything:
                 task.cancel()
-            await asyncio.wait([ended, left, *work])
+            await asyncio.wait(everything)
         await self._show_rest(reader, watch)
         return ended.result()
 

@@ -7,7 +7,7 @@ when the host's front dies raises Unavailable; the next one dials again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -177,7 +177,7 @@ class HostClient(Caller):
         platform: str = "",
         reference: str = "",
         devices: bool = True,
-    ) -> AsyncIterator[ImportStep]:
+    ) -> AsyncGenerator[ImportStep]:
         """Make the image `name` of a directory, a tar or an OCI layout at the absolute `path`.
 
         Ends undone when the iteration is left. AlreadyExists, InvalidArgument,
