@@ -17,7 +17,8 @@ LOGS: Final = LIBRARY / "logs"
 CHECKPOINTS: Final = LIBRARY / "checkpoints"
 
 RUN: Final = Path("/run/denseshim")
-SOCKET: Final = RUN / "denseshim.sock"
+# Beside RUN, which is for root alone: a group may be let in.
+SOCKET: Final = Path("/run/denseshim.sock")
 # FIFOs that the command line makes for a container's stdin, by its id.
 IO: Final = RUN / "io"
 # Of the runtimes' own state; the namespace comes below it.

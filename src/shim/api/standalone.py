@@ -134,7 +134,7 @@ class Standalone:
         machine = Machine(self._host, opened, tasks)
         await machine.recover()
         server = grpc.aio.server(options=OPTIONS)
-        add_services(server, machine)
+        await add_services(server, machine)
         await self._listen()
         directory = self._directory / _DIRECTORY
         await serve_behind(server, self._host, directory, self._listener)
@@ -157,7 +157,8 @@ class Standalone:
             id = self._host.keeper.new_id()
             self._store.write(_LISTENER, {"id": id})
             self._listener = id
-            await self._host.keeper.listen(id, listener.fileno(), Flag(0))
+            flags = Flag.ANYBODY if self._group else Flag(0)
+            await self._host.keeper.listen(id, listener.fileno(), flags)
 
     async def _unlisten(self) -> None:
         listener, self._listener = self._listener, 0
