@@ -22,7 +22,6 @@ from shim.api.machine import MachineService
 from shim.api.snapshot import SnapshotService
 from shim.standalone.machine import Machine
 
-
 # Health's answer for the server as a whole.
 _WHOLE: Final = ""
 _NAMES: Final = (
