@@ -10,11 +10,13 @@ from shim import __version__
 from shim.cli.containers import check, events, inspect, label, ps, rm, stop
 from shim.cli.host import host
 from shim.cli.images import import_, snapshots
+from shim.cli.logs import logs
 from shim.cli.processes import attach, exec_
 from shim.cli.run import run
 from shim.cli.shell import completion, man
 from shim.cli.shim import group
 from shim.cli.streams import open_missing_streams
+from shim.cli.top import top
 from shim.cli.upgrade import upgrade
 
 
@@ -41,10 +43,12 @@ for command in (
     label,
     exec_,
     attach,
+    logs,
     stop,
     rm,
     snapshots,
     events,
+    top,
     check,
     host,
     upgrade,

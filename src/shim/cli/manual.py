@@ -62,7 +62,7 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     yield from _paragraphs(command)
     for parameter in command.params:
         record = parameter.get_help_record(context)
-        if record is not None:
+        if record is not None and isinstance(parameter, click.Option):
             yield from (".TP", f".B {_text(record[0])}", _text(record[1]))
 
 
