@@ -79,7 +79,8 @@ class Following:
         while await self._is_written():
             _write(reader.read())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watch.grown(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await watch.grown()
         _write(reader.read())
         _write(reader.rest())
 

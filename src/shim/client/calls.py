@@ -62,7 +62,9 @@ class EventStream:
         A shim that sends none within `timeout` seconds has long read the request all the same.
         """
         with contextlib.suppress(TimeoutError), translated(self._socket):
-            await asyncio.wait_for(self._call.initial_metadata(), timeout)
+            # Not wait_for: of Python 3.11 it forgets a cancellation that comes with the answer.
+            async with asyncio.timeout(timeout):
+                await self._call.initial_metadata()
 
 
 class ShimClient(Caller):

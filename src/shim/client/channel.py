@@ -55,7 +55,8 @@ class Caller:
     async def ready(self, timeout: float) -> None:
         """Return when the shim answers. Raises Unavailable if it does not within `timeout` s."""
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._channel.channel_ready()
         except TimeoutError:
             raise Unavailable(
                 f"no shim answers on {self.socket} in {timeout:g} s: is it still running?"
