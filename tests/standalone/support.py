@@ -122,9 +122,10 @@ class Api:
     """The stubs of all services behind one socket; requests as the generated code has them."""
 
     def __init__(self, socket: Path) -> None:
-        self.channel = grpc.aio.insecure_channel(
-            f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]
-        )
+        """Calls wait until there is a front; what one was given ends with it."""
+        waits = json.dumps({"methodConfig": [{"name": [{}], "waitForReady": True}]})
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", waits)]
+        self.channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
         self.containers: Any = containers_pb2_grpc.ContainersStub(self.channel)  # type: ignore[no-untyped-call]
         self.tasks: Any = execution_pb2_grpc.TasksStub(self.channel)  # type: ignore[no-untyped-call]
         self.snapshots: Any = snapshot_pb2_grpc.SnapshotStub(self.channel)  # type: ignore[no-untyped-call]

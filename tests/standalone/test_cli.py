@@ -53,11 +53,11 @@ class Machine:
         assert result.stdout == b""
         return result.stderr.decode()
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *words: str) -> list[str | bytes | Path]:
         return self.node.command([PROGRAM, *words], Path("/"))
 
     def terminal(self, *words: str) -> Terminal:
-        return Terminal(self.command(*words), ROWS, COLUMNS)
+        return Terminal([os.fspath(word) for word in self.command(*words)], ROWS, COLUMNS)
 
     def status(self, id: str) -> str:
         (found,) = self.json("ps", "-a", "--json", "--filter", f"id=={id}")

@@ -1,4 +1,4 @@
-"""The Snapshot service: a tree's way from an import to a container and back, and what is refused."""
+"""The Snapshot service: a tree's way from an import to a container, and what is refused."""
 
 from __future__ import annotations
 
