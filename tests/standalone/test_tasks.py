@@ -146,7 +146,8 @@ async def test_a_terminal(api: Api, image: str, new_id: NewId, tmp_path: Path) -
     """Whatever the spec says, the call decides whether there is one."""
     id, out = new_id(), tmp_path / "out"
     os.mkfifo(out)
-    command = ["sh", "-c", "while ! stty size 2>&1 | grep -q '^50 120'; do sleep 0.01; done; echo seen"]
+    script = "until stty size 2>&1 | grep -q '^50 120'; do sleep 0.01; done; echo seen"
+    command = ["sh", "-c", script]
     with Reader(str(out)) as stdout:
         pid = await running(api, image, id, *command, stdout=str(out), terminal=True)
         size = {"container_id": id, "width": 120, "height": 50}
