@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from shim import __version__
 from shim.cli import main
 from shim.cli.bundle import users_bundle
 from shim.cli.params import SIGNAL
+from shim.cli.relay import KeyRelay
+from shim.cli.run import image_and_command
 from shim.cli.shim import call, group
 from shim.errors import InvalidArgument, NotFound
 from shim.model import (
@@ -226,6 +230,131 @@ def test_run_s_own_failure_is_status_125(
     assert done.exit_code == 125
     assert done.stderr.startswith("denseshim: no containerd-shim-dense")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "rooted", "expected"),
+    [
+        ("", False, ("", "")),
+        ("-- --", False, ("", "")),
+        ("-- -- sh -c x", False, ("", "sh -c x")),
+        ("web", False, ("web", "")),
+        ("web sh -c x", False, ("web", "sh -c x")),
+        ("web -- -- sh -c x", False, ("web", "sh -c x")),
+        ("web echo -- -- x", False, ("web", "echo -- x")),
+        ("web -- -- echo -- x", False, ("web", "echo -- x")),
+        ("sh -c x", True, ("", "sh -c x")),
+        ("-- -- sh", True, ("", "sh")),
+        ("echo -- -- x", True, ("", "echo -- x")),
+    ],
+)
+def test_image_and_command(words: str, rooted: bool, expected: tuple[str, str]) -> None:
+    image, command = image_and_command(tuple(words.split()), rooted)
+    assert (image, " ".join(command)) == expected
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "-d", "--", "true"],
+        ["run", "--label", "a=b", "--", "true"],
+        ["run", "--label", "a", "web"],
+        ["run", "-d", "--rm", "web"],
+        ["exec", "-d", "-t", "web", "--", "sh"],
+        ["exec", "--json", "web", "sh"],
+        ["exec", "web"],
+        ["exec", "web", "--"],
+        ["stop"],
+        ["rm"],
+        ["stop", "--time", "-1", "web"],
+        ["label", "web"],
+        ["completion", "csh"],
+        ["import", "web", "/no/such/file"],
+    ],
+)
+def test_wrong_usage_without_a_shim(args: list[str]) -> None:
+    assert invoke(*args).exit_code == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    assert "_DENSESHIM_COMPLETE" in invoke("completion", shell).output
+
+
+def test_the_manual_page_has_every_command_and_option() -> None:
+    page = invoke("man").output.replace("\\-", "-")
+    assert page.startswith(".TH DENSESHIM 1 ")
+    for path, command in all_commands(main, "denseshim"):
+        assert f".SS {path} " in page
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        for option in options:
+            assert max(option.opts, key=len) in page
+
+
+def all_commands(parent: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in parent.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+class Keys:
+    """A relay of keys: what is typed, and what comes out of the other end."""
+
+    def __init__(self, keys: bool = True) -> None:
+        self.left = threading.Event()
+        ours, self.typed = os.pipe()
+        self.out, theirs = os.pipe()
+        self._source = ours
+        self.relay = KeyRelay(ours, theirs, self.left.set, keys)
+        self.relay.start()
+
+    def end(self) -> bytes:
+        """Close the input; all that has been copied."""
+        os.close(self.typed)
+        self.relay.join()
+        self.relay.close()
+        os.close(self._source)
+        with open(self.out, "rb") as out:
+            return out.read()
+
+    def type(self, data: bytes) -> None:
+        os.write(self.typed, data)
+
+
+@pytest.mark.parametrize(
+    ("typed", "copied", "left"),
+    [
+        ([b"ab"], b"ab", False),
+        ([b"a\x10\x11b"], b"a", True),
+        ([b"a\x10b"], b"a\x10b", False),
+        ([b"\x10\x10\x11"], b"\x10", True),
+        ([b"\x11\x10"], b"\x11", False),
+    ],
+)
+def test_the_keys_that_leave(typed: list[bytes], copied: bytes, left: bool) -> None:
+    keys = Keys()
+    for data in typed:
+        keys.type(data)
+    assert keys.end() == copied
+    assert keys.left.is_set() == left
+
+
+def test_keys_that_come_one_by_one() -> None:
+    keys = Keys()
+    keys.type(b"a\x10")
+    assert os.read(keys.out, 100) == b"a"
+    keys.type(b"\x11")
+    assert keys.left.wait(10)
+    assert keys.end() == b""
+
+
+def test_without_a_terminal_no_key_leaves() -> None:
+    keys = Keys(keys=False)
+    keys.type(b"\x10\x11")
+    assert keys.end() == b"\x10\x11"
+    assert not keys.left.is_set()
 
 
 @pytest.mark.parametrize("text", ["TERM", "term", "SIGTERM", "15"])
