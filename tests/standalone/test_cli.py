@@ -57,7 +57,7 @@ class Machine:
         return self.node.command([PROGRAM, *words], Path("/"))
 
     def terminal(self, *words: str) -> Terminal:
-        return Terminal([os.fspath(word) for word in self.command(*words)], ROWS, COLUMNS)
+        return Terminal([os.fsdecode(word) for word in self.command(*words)], ROWS, COLUMNS)
 
     def status(self, id: str) -> str:
         (found,) = self.json("ps", "-a", "--json", "--filter", f"id=={id}")
