@@ -315,6 +315,27 @@ def test_rotations_that_come_at_any_moment_of_a_look_neither_hide_nor_double(
     assert found == list(range(found[0], next_number))
 
 
+def test_what_comes_right_before_a_rotation_is_read(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the reader has met the file's end, and before it looks for the next file."""
+    look, number = files.LogFolder.newer_than, 0
+
+    def newer_than(
+        folder: files.LogFolder, known: files.LogFile | None
+    ) -> tuple[list[files.LogFile], bool]:
+        nonlocal number
+        if known is not None and number < 9:
+            log.write(line(b"%d" % number))
+            log.rotate()
+            number += 1
+        return look(folder, known)
+
+    monkeypatch.setattr(files.LogFolder, "newer_than", newer_than)
+    with reading(log.folder) as reader:
+        assert texts(reader) == [b"%d" % each for each in range(9)]
+
+
 # -- since
 
 
@@ -401,6 +422,12 @@ def test_of_the_last_lines_those_are_shown_that_came_since(log: Log) -> None:
         log.write(line(b"%d" % number, number))
     assert read_all(log.folder, NOW + 3, tail=4) == [b"3", b"4"]
     assert read_all(log.folder, NOW + 1, tail=2) == [b"3", b"4"]
+
+
+def test_no_more_is_read_for_a_tail_than_has_to_be() -> None:
+    backwards = iter([line(b"%d" % number)[:-1] for number in range(9)])
+    assert [record.text for record in tail.last_lines(backwards, 2)] == [b"1", b"0"]
+    assert len(list(backwards)) == 6
 
 
 def test_a_tail_does_not_look_for_a_line_s_beginning_for_ever(log: Log) -> None:

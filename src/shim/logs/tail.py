@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from shim.logs.records import DAMAGED, Record, parse
+from shim.logs.records import Record, parse
 
 # Bytes that are looked at for the beginnings of the last lines, when these are found.
 LOOK_BACK: Final = 1 << 20
@@ -30,7 +30,7 @@ def last_lines(backwards: Iterable[bytes], count: int) -> list[Record]:
                 ended.add(stream)
             else:
                 count -= 1
-                going |= {stream} - {DAMAGED}
+                going.add(stream)
         if stream not in ended:
             found.append(record)
         if not count:
