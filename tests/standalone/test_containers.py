@@ -39,7 +39,7 @@ async def test_what_is_created_is_there_until_it_is_deleted(api: Api, new_id: Ne
     id = new_id()
     made = await api.create_container(id, labels={"tier": "front"}, image="web", runtime="runc")
     assert made == await get(api, id)
-    assert (made.labels, made.image, made.runtime) == ({"tier": "front"}, "web", "runc")
+    assert (dict(made.labels), made.image, made.runtime) == ({"tier": "front"}, "web", "runc")
     assert made.spec.type_url.endswith("/Spec")
     async with refused(grpc.StatusCode.ALREADY_EXISTS, id):
         await api.create_container(id)
@@ -76,12 +76,12 @@ async def test_a_mask_names_what_is_changed(api: Api, new_id: NewId) -> None:
     await api.create_container(id, labels={"a": "1", "b": "2"}, image="old")
     new = pb.Container(id=id, labels={"a": "3", "c": "4"}, image="new")
     changed = await update(api, new, "labels.a", "labels.b")
-    assert (changed.labels, changed.image) == ({"a": "3"}, "old")
+    assert (dict(changed.labels), changed.image) == ({"a": "3"}, "old")
     changed = await update(api, new, "image")
-    assert (changed.labels, changed.image) == ({"a": "3"}, "new")
+    assert (dict(changed.labels), changed.image) == ({"a": "3"}, "new")
     assert changed.spec.value
     changed = await update(api, new)
-    assert (changed.labels, changed.HasField("spec")) == ({"a": "3", "c": "4"}, False)
+    assert (dict(changed.labels), changed.HasField("spec")) == ({"a": "3", "c": "4"}, False)
     for path in ("id", "size", "labels.", "created_at"):
         async with refused(grpc.StatusCode.INVALID_ARGUMENT):
             await update(api, new, path)

@@ -150,7 +150,7 @@ async def test_a_terminal(api: Api, image: str, new_id: NewId, tmp_path: Path) -
     command = ["sh", "-c", script]
     with Reader(str(out)) as stdout:
         pid = await running(api, image, id, *command, stdout=str(out), terminal=True)
-        size = {"container_id": id, "width": 120, "height": 50}
+        size: dict[str, Any] = {"container_id": id, "width": 120, "height": 50}
         await api.tasks.Pty(pb.PtyRequest(pid=pid, **size))
         assert await stdout.until(b"\r\n") == b"seen\r\n"
     async with refused(INVALID, "pid"):
