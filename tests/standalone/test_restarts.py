@@ -152,8 +152,10 @@ async def test_an_import_that_is_cut_leaves_nothing(
         async with refused(grpc.StatusCode.NOT_FOUND):
             await api.machine.Image(machine_pb2.ImageRequest(name="cut"))
         folder = node.library / "snapshots"
-        numbers = lambda: [path for path in folder.iterdir() if path.name.isdigit()]  # noqa: E731
-        await until(lambda: not numbers(), "the end of what was copied")
+        await until(
+            lambda: not [path for path in folder.iterdir() if path.name.isdigit()],
+            "the end of what was copied",
+        )
         assert list((await api.machine.Check(machine_pb2.CheckRequest())).problems) == []
 
 
