@@ -345,12 +345,17 @@ def shell(machine: Machine, new_id: Callable[[], str]) -> str:
     return id
 
 
+def sized(rows: int, columns: int) -> bytes:
+    """Shell that waits until its terminal has this size."""
+    return f"until [ \"$(stty size)\" = '{rows} {columns}' ]; do :; done".encode()
+
+
 def test_attach_and_leave_by_keys(machine: Machine, shell: str) -> None:
     with machine.terminal("attach", shell) as terminal:
-        terminal.write(b"echo si''zed $(stty size)\r")
-        terminal.until(f"sized {ROWS} {COLUMNS}".encode())
+        terminal.write(sized(ROWS, COLUMNS) + b"; echo si''zed\r")
+        terminal.until(b"sized")
         terminal.resize(50, 120)
-        terminal.write(b"until [ \"$(stty size)\" = '50 120' ]; do :; done; echo fol''lowed\r")
+        terminal.write(sized(50, 120) + b"; echo fol''lowed\r")
         terminal.until(b"followed")
         terminal.write(b"\x10\x11")
         assert terminal.wait() == 0
@@ -378,18 +383,15 @@ def test_ctrl_p_alone_is_the_container_s(machine: Machine, shell: str) -> None:
         assert terminal.wait() == 0
 
 
-def test_attach_without_a_terminal_is_left_by_a_signal(machine: Machine, web: str) -> None:
-    with subprocess.Popen(
-        machine.command("attach", web), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            machine.done("exec", web, *sh("echo seen > /proc/1/fd/1"))
-            assert process.stdout is not None
-            process.send_signal(signal.SIGINT)
-            assert process.wait(PATIENCE) == 0
-        finally:
-            process.kill()
-    assert machine.status(web) == "running"
+def test_attach_without_a_terminal_is_left_by_a_signal(
+    machine: Machine, new_id: Callable[[], str]
+) -> None:
+    id = new_id()
+    machine.done("run", "--name", id, "-d", "busybox", *sh("while sleep 0.05; do echo ready; done"))
+    with running(machine, "attach", id) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    assert machine.status(id) == "running"
 
 
 # -- images
