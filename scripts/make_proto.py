@@ -18,7 +18,13 @@ PROTO = Path(__file__).resolve().parent.parent / "proto"
 OF_GRPC_TOOLS = Path(grpc_tools.__file__).parent / "_proto"
 
 # What is called over gRPC; the calls of all other services are framed by hand.
-GRPC = ["containerd/v1/services/shim/shim.proto"]
+GRPC = [
+    "containerd/v1/containers/containers.proto",
+    "containerd/v1/services/execution/execution.proto",
+    "containerd/v1/services/shim/shim.proto",
+    "containerd/v1/snapshot/snapshot.proto",
+    "denseshim/machine/v1/machine.proto",
+]
 
 
 def generate(target: Path) -> None:

@@ -12,7 +12,7 @@ from relay cimport end_stream
 from stream cimport FROM_FRONT, TO_FRONT, Relay, relay_add
 from table cimport NONE, Map, arena, map_find, map_open, map_put, map_remove
 from ttrpc cimport ttrpc_accept
-from wire cimport DOOR, FRAMES
+from wire cimport ANYBODY, DOOR, FRAMES
 
 cdef extern from *:
     """
@@ -28,7 +28,7 @@ cdef enum:
 
 cdef struct Listener:
     uint64_t id              # 0: the slot is free
-    uint32_t flags           # FRAMES, DOOR
+    uint32_t flags           # FRAMES, DOOR, ANYBODY
     uint32_t next            # free list
     int socket               # owned
     int front                # owned, O_PATH; -1: nobody serves, callers wait
@@ -87,7 +87,9 @@ cdef inline void free_listener(Listeners *listeners, uint32_t index) noexcept no
 cdef inline int listener_refused(Listeners *listeners, uint64_t id, int socket,
                                  uint32_t flags) noexcept nogil:
     """Why this cannot become a listener; 0: it can."""
-    if id == 0 or flags & ~<uint32_t>(FRAMES | DOOR) or (flags & DOOR and not flags & FRAMES):
+    if id == 0 or flags & ~<uint32_t>(FRAMES | DOOR | ANYBODY):
+        return EINVAL
+    if (flags & DOOR and not flags & FRAMES) or (flags & ANYBODY and flags & FRAMES):
         return EINVAL
     if socket_number(socket, SO_DOMAIN) != AF_UNIX or socket_number(socket, SO_ACCEPTCONN) != 1:
         return EINVAL
@@ -229,7 +231,9 @@ cdef inline void listener_accept(Listeners *listeners, Relay *relay, Ttrpc *ttrp
         client = accept4(listener.socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
         if client < 0:
             return
-        if client >= listeners.highest or not may_call(client, &peer):
+        if client >= listeners.highest or not (
+            listener.flags & ANYBODY or may_call(client, &peer)
+        ):
             drop(&client)
             continue
         if listener.flags & FRAMES:

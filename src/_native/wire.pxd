@@ -25,7 +25,7 @@ cdef enum:
     STOP = 14        # all is done: deliver what is under way, and end
     PONG = 15
     SETTLE = 16      # stream `id` is to STAY no longer
-    LISTEN = 30      # hold a listening socket as listener `id`; flags FRAMES, DOOR
+    LISTEN = 30      # hold a listening socket as listener `id`; flags FRAMES, DOOR, ANYBODY
     UNLISTEN = 31    # close listener `id`; its connections stay
     REPLAYABLE = 32  # request `id` has had no effect: it may be given to any number of fronts
     BEGUN = 33       # request `id` has begun; payload: its answer should this front die before it
@@ -46,7 +46,7 @@ cdef enum:
     STREAM = 23      # snapshot: stream `id`; flags GONE. As a request: `bytes` its client has read,
                      # and whether that is all there will be: `number`; of a log, in `status` the
                      # errno for which it waits, or could not be rotated or opened again
-    LISTENER = 24    # snapshot: listener `id`; flags FRAMES, DOOR
+    LISTENER = 24    # snapshot: listener `id`; flags FRAMES, DOOR, ANYBODY
     PING = 25
     TERMINATE = 26   # the keeper was asked to end (SIGTERM); a snapshot repeats it
     REQUEST = 40     # a ttrpc request came: its `id`, listener `owner`, `time` of arrival, the
@@ -66,6 +66,7 @@ cdef enum:
     SPAWNED = 8      # snapshot: a spawn that has not been released
     FRAMES = 32      # LISTEN: callers speak ttrpc to the keeper; without: they are relayed, see SERVE
     DOOR = 64        # LISTEN with FRAMES: descriptors that come with a request are passed on
+    ANYBODY = 256    # LISTEN without FRAMES: whom the socket's file lets in is served, not only root
     LARGE = 1 << 16  # the payload is in a memfd; above all marks of PUBLISH
 
 cdef enum:

@@ -85,7 +85,9 @@ class EventLog:
             oldest, lost = self._undelivered.popitem(last=False)
             self._strike(oldest)
             self.dropped += 1
-            _log.error("too many undelivered events; dropped (%d by now): %s", self.dropped, lost)
+            if self.dropped.bit_count() == 1:  # ever less often: maybe nobody will ever listen
+                text = "too many undelivered events; dropped (%d by now): %s"
+                _log.error(text, self.dropped, lost)
         return number
 
     def _record(self, event: Event) -> None:

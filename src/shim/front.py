@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import shim
-from shim import cgroup
+from shim import cgroup, places
 from shim import pair as pairs
 from shim.api.calls import Calls
 from shim.api.grpc_task import TaskServers
 from shim.api.host import SERVICE, HostService, Pair
 from shim.api.publish import Publisher
 from shim.api.shims import Place, ServedShim, Shims
+from shim.api.standalone import Standalone
 from shim.api.task import SERVICES, TaskService
 from shim.blocking import BlockingPool
 from shim.bootstrap.group import Kind, Scope
@@ -37,10 +38,12 @@ from shim.model import Launcher
 from shim.notify import notify_ready
 from shim.oom import OomWatcher
 from shim.service.container import Container
-from shim.service.groups import Groups
+from shim.service.groups import STANDALONE, Group, Groups
 from shim.service.host import Host
 from shim.service.inventory import check_records
 from shim.service.tasks import Tasks
+from shim.service.teller import Teller
+from shim.standalone.events import TaskEvents
 
 # The listener that the keeper was started with.
 FIRST_LISTENER = 2
@@ -106,24 +109,30 @@ async def _end_when_asked(served: ServedShim, keeper: KeeperClient) -> None:
 # -- a pair
 
 
-async def serve_pair(directory: Path, apart: bool) -> None:
-    """Take over what is there, and serve it until the pair is told to end."""
+async def serve_pair(directory: Path, apart: bool, group: str) -> None:
+    """Take over what is there, and serve it until the pair is told to end.
+
+    group: whose members may call the services for containers without containerd.
+    """
     host, held = await _begin()
     if FIRST_LISTENER not in held.listeners:
         await _go(host, directory)  # an earlier front has died at the end
     groups = Groups(host.keeper, directory / "groups")
     await groups.recover(held)
-    tasks = Tasks(
-        host,
-        groups,
-        directory / "tasks",
-        lambda group, id: Publisher(host.keeper, group, host.now),
-    )
+    events = TaskEvents(directory / places.EVENTS)
+
+    def teller(of: Group, id: str) -> Teller:
+        return events.teller() if of is STANDALONE else Publisher(host.keeper, of, host.now)
+
+    tasks = Tasks(host, groups, directory / "tasks", teller)
     await tasks.recover(held)
     shims = Shims(host, directory / "shims")
     await shims.recover(held)
     serves, elsewhere = _apart(directory) if apart else (_serves_host, _is_elsewhere)
-    pair = Pair(host, directory, groups, tasks, shims, serves, elsewhere, asyncio.Event())
+    api = None if apart else Standalone(host, directory, tasks, events, group)
+    if api is not None:
+        await api.recover(held)
+    pair = Pair(host, directory, groups, tasks, shims, serves, elsewhere, asyncio.Event(), api)
     task_service = TaskService(tasks, groups)
     servers = TaskServers(host, directory / "groups", task_service)
     await servers.follow(groups)
@@ -134,12 +143,16 @@ async def serve_pair(directory: Path, apart: bool) -> None:
         await host.keeper.unlisten(listener)  # one that was just being opened, or closed
     host.keeper.ready()
     tasks.go_on()
+    if api is not None:
+        api.go_on()
     notify_ready()
     ends = asyncio.ensure_future(_end_empty(pair, apart))
     await pair.end.wait()
     ends.cancel()
-    for group in list(groups):
-        await groups.close(group)
+    if api is not None:
+        await api.close()
+    for opened in list(groups):
+        await groups.close(opened)
     await host.keeper.unlisten(FIRST_LISTENER)
     await _go(host, directory)
 
@@ -231,6 +244,7 @@ def main() -> None:
     parser.add_argument("--own-socket", default="")
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--group", default="", help="may call for containers, beside root")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--check", action="store_true", help="read the pair's records, and end")
     arguments = parser.parse_args()
@@ -244,7 +258,7 @@ def main() -> None:
         format="denseshim[%(process)d]: %(levelname)s: %(name)s: %(message)s",
     )
     if arguments.pair is not None:
-        asyncio.run(serve_pair(arguments.pair, arguments.apart))
+        asyncio.run(serve_pair(arguments.pair, arguments.apart, arguments.group))
     else:
         asyncio.run(serve_one(arguments.state, arguments.own_socket))
 

@@ -50,6 +50,7 @@ def main() -> None:
             place,
             apart=arguments.apart,
             debug=arguments.debug,
+            group=arguments.group,
             ready=arguments.ready,
         )
     except (CannotStart, OSError) as error:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shim.host", allow_abbrev=False)
     parser.add_argument("--directory", type=Path, help="of the pair's state")
     parser.add_argument("--apart", action="store_true", help="end with the last container")
+    parser.add_argument("--group", default="", help="may call for containers, beside root")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--oom-score-adj", type=int, default=pair.HOST_OOM_SCORE_ADJ)
     parser.add_argument("--cgroup", default="", help="to be in, and there already")
@@ -79,10 +81,12 @@ def run(
     *,
     apart: bool = False,
     debug: bool = False,
+    group: str = "",
     ready: int | None = None,
 ) -> NoReturn:
     """Become the pair of `directory`, where it locks the state and listens on the door.
 
+    group: whose members may call for containers without containerd; empty: root alone.
     Raises CannotStart, also when there is a live pair; OSError.
     """
     if os.geteuid() != 0:
@@ -101,7 +105,7 @@ def run(
     if ready is not None:
         os.write(ready, READY)
         os.close(ready)
-    become_keeper(_front(directory, apart, debug), [(door, Flag.FRAMES | Flag.DOOR)])
+    become_keeper(_front(directory, apart, debug, group), [(door, Flag.FRAMES | Flag.DOOR)])
 
 
 def take_place(place: Place) -> None:
@@ -212,8 +216,9 @@ def _detach_stdin() -> None:
     os.close(null)
 
 
-def _front(directory: Path, apart: bool, debug: bool) -> list[str]:
+def _front(directory: Path, apart: bool, debug: bool, group: str) -> list[str]:
     front = [sys.executable, "-I", "-m", "shim.front", "--pair", os.fspath(directory)]
+    front += [f"--group={group}"] if group else []
     return front + (["--apart"] if apart else []) + (["--debug"] if debug else [])
 
 

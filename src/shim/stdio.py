@@ -6,6 +6,7 @@ come and go (contract: Stdio). Opening may block on a hung file system: use a Bl
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -14,7 +15,7 @@ import stat
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import NamedTuple, NoReturn, Self
+from typing import Final, NamedTuple, NoReturn, Self
 from urllib.parse import parse_qsl, unquote
 
 from shim.errors import InvalidArgument, ResourceExhausted
@@ -41,6 +42,12 @@ class OutputFile(NamedTuple):
     sink: int
 
 
+class LogDirectory(NamedTuple):
+    """The directory of a log, O_PATH; the keeper opens the files in it."""
+
+    directory: int
+
+
 class Pipe(NamedTuple):
     """A pipe to or from a child: the shim's end is non-blocking, the child's blocks."""
 
@@ -56,13 +63,17 @@ class Link(NamedTuple):
 
 
 class Scheme(enum.Enum):
-    """What an output's string names (contract: runtime-v2, Choice by the stdout string)."""
+    """What an output's string names (contract: runtime-v2, Choice by the stdout string).
+
+    LOG is our own.
+    """
 
     PATH = ""
     FIFO = "fifo"
     FILE = "file"
     BINARY = "binary"
     BINARY_V2 = "binary-v2"
+    LOG = "log"
 
 
 class Place(NamedTuple):
@@ -72,6 +83,20 @@ class Place(NamedTuple):
     path: str
     arguments: tuple[str, ...] = ()
 
+
+class LogFiles(NamedTuple):
+    """A log that the keeper writes (architecture: Logs): at most `files` of `limit` bytes each."""
+
+    directory: str
+    name: str  # of the newest; the others are name.1 and so on
+    limit: int
+    files: int
+
+
+LOG_LIMITS: Final = (32 << 10, 1 << 40)
+LOG_FILES: Final = (1, 100)
+_LOG_DEFAULTS: Final = {"max_size": str(16 << 20), "max_files": "5"}
+_LOG_NAME: Final = 200  # bytes
 
 _URI = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(//(?P<host>[^/?#]*))?"
@@ -102,6 +127,37 @@ def parse_place(text: str) -> Place:
     if any("\0" in part for part in (path, *arguments)):
         raise InvalidArgument(f"the stdio URI {text!r} holds NUL")
     return Place(_scheme(uri["scheme"]), path, arguments)
+
+
+def parse_log(place: Place) -> LogFiles:
+    """Take apart log:///DIRECTORY/NAME?max_size=BYTES&max_files=N, the query being optional.
+
+    Raises InvalidArgument for what is out of bounds or not known, and a path with . or .. in it.
+    """
+    given = dict(zip(place.arguments[::2], place.arguments[1::2], strict=True))
+    if unknown := given.keys() - _LOG_DEFAULTS.keys():
+        known = " and ".join(_LOG_DEFAULTS)
+        raise InvalidArgument(f"log:// does not know {', '.join(sorted(unknown))}; it has {known}")
+    directory, _, name = place.path.rpartition("/")
+    if not name or len(os.fsencode(name)) > _LOG_NAME:
+        raise InvalidArgument(f"the log {place.path!r} needs a name, of {_LOG_NAME} bytes at most")
+    if any(part in (".", "..") for part in place.path.split("/")) or name.startswith(".."):
+        raise InvalidArgument(f"the log {place.path!r} must be named without . and ..")
+    values = _LOG_DEFAULTS | given
+    return LogFiles(
+        directory or "/",
+        name,
+        _bounded("max_size", values["max_size"], LOG_LIMITS),
+        _bounded("max_files", values["max_files"], LOG_FILES),
+    )
+
+
+def _bounded(key: str, text: str, bounds: tuple[int, int]) -> int:
+    least, most = bounds
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
+    if not (is_number and least <= int(text) <= most):
+        raise InvalidArgument(f"{key} of a log is a number from {least} to {most}, not {text!r}")
+    return int(text)
 
 
 def _scheme(name: str) -> Scheme:
@@ -192,6 +248,32 @@ def open_file(path: str) -> OutputFile:
         return OutputFile(descriptors.take(sink))
 
 
+def open_log(path: str) -> LogDirectory:
+    """Open the directory of the log at `path`, and make it if need be, 0700.
+
+    No symbolic link is followed, wherever in the path. Raises as above.
+    """
+    _check_path(path)
+    with Descriptors() as descriptors:
+        try:
+            found = descriptors.own(os.open("/", _DIRECTORY))
+            for name in filter(None, os.path.dirname(path).split("/")):
+                found = descriptors.own(_enter(found, name))
+        except OSError as error:
+            _refuse(f"open the directory of the log {path!r}", error)
+        return LogDirectory(descriptors.take(found))
+
+
+def _enter(directory: int, name: str) -> int:
+    """Open a directory in another one, after making it where there is none."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):  # somebody else was faster
+            os.mkdir(name, 0o700, dir_fd=directory)
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+
+
 def pipe_for_output(owner: tuple[int, int] | None = None) -> Pipe:
     """Make a pipe that a child writes to, of this user and group if given.
 
@@ -222,6 +304,7 @@ def pipe_between_children(owner: tuple[int, int] | None = None) -> Link:
 
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TYPES = {stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a regular file"}
 
 

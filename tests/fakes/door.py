@@ -30,8 +30,11 @@ Argument = str | bytes | Path
 class Place:
     """A mount namespace with an empty /run, held by a shell until `close`."""
 
+    PRIVATE: tuple[str, ...] = ("/run",)
+
     def __init__(self) -> None:
-        script = "mount -t tmpfs tmpfs /run && echo && read end"
+        mounts = "".join(f"mount -t tmpfs tmpfs {path} && " for path in self.PRIVATE)
+        script = f"{mounts}echo && read end"
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
         pipe = subprocess.PIPE
         self._holder = subprocess.Popen(command, stdin=pipe, stdout=pipe)

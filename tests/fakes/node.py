@@ -55,6 +55,11 @@ class Node(Place):
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    def stop(self) -> None:
+        """End the host, with its containers."""
+        done = self.host("--stop", "--force")
+        assert done.returncode == 0, done.stderr
+
     @property
     def keeper(self) -> int:
         """The pid of the host's keeper."""
@@ -117,8 +122,7 @@ class Node(Place):
         """End a host that is there, with its containers; then nothing may be left."""
         try:
             if (self.state / "door").exists():
-                done = self.host("--stop", "--force")
-                assert done.returncode == 0, done.stderr
+                self.stop()
             self.settled()
         finally:
             for pid in self.processes():

@@ -263,9 +263,14 @@ class Writer(FifoEnd):
 
 
 class Gate:
-    """A runtime that is runc, but stops once: before its command `command`, or after it."""
+    """A runtime that is runc, but stops once: before its command `command`, or after it.
 
-    def __init__(self, folder: Path, command: str, moment: str = "before") -> None:
+    then: what is done in the place of going on, if that is not to happen.
+    """
+
+    def __init__(
+        self, folder: Path, command: str, moment: str = "before", then: str = ""
+    ) -> None:
         self.path = folder / "runtime"
         self._armed, self._reached, self._opened = (
             folder / f"runtime.{name}" for name in ("armed", "reached", "opened")
@@ -273,11 +278,12 @@ class Gate:
         self._armed.touch()
         stop = (
             f"rm {self._armed}; : > {self._reached}; "
-            f"until [ -e {self._opened} ]; do sleep 0.01; done"
+            f"until [ -e {self._opened} ]; do sleep 0.01; done; {then or ':'}"
         )
         before, after = (stop, "") if moment == "before" else ("", stop)
         self.path.write_text(
-            f'#!/bin/sh\nif [ "$5" = {command} ] && [ -e {self._armed} ]; then\n{before}\n'
+            '#!/bin/sh\ncommand=$5\n[ "$1" != --root ] || command=$7\n'
+            f'if [ "$command" = {command} ] && [ -e {self._armed} ]; then\n{before}\n'
             f'runc "$@"\nstatus=$?\n{after}\nexit $status\nfi\nexec runc "$@"\n'
         )
         self.path.chmod(0o755)

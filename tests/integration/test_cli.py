@@ -254,7 +254,7 @@ async def _cut_create(request: CreateRequest) -> None:
 
 
 def test_delete_of_a_bundle_where_nothing_is_left(bundle: Path) -> None:
-    done = denseshim("delete", "--json", "--bundle", str(bundle))
+    done = denseshim("shim", "delete", "--json", "--bundle", str(bundle))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", b"")
 
 
@@ -350,7 +350,7 @@ class Shim:
 
     def call(self, *args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
         command, *rest = args
-        return denseshim(command, "--socket", str(self.socket), *rest, **options)
+        return denseshim("shim", command, "--socket", str(self.socket), *rest, **options)
 
     def json(self, *args: str) -> Any:
         command, *rest = args
@@ -418,7 +418,7 @@ def test_exec_with_stdin(shim: Shim) -> None:
 def test_exec_with_a_terminal(shim: Shim) -> None:
     # Exec's request has no size: it is set as soon as the process is there.
     script = 'until [ "$(stty size)" = "33 91" ]; do sleep 0.1; done; echo sized; read x; exit 5'
-    args = ("exec", "--socket", str(shim.socket), "-t", "-i", *sh(script))
+    args = ("shim", "exec", "--socket", str(shim.socket), "-t", "-i", *sh(script))
     with Terminal(*args) as terminal:
         terminal.expect(b"sized")
         terminal.type(b"go\r")
@@ -432,7 +432,7 @@ def test_a_grandchild_that_keeps_the_output_is_not_waited_for(shim: Shim) -> Non
 
 def test_exec_signals(shim: Shim) -> None:
     script = "trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done"
-    with running("exec", "--socket", str(shim.socket), *sh(script)) as process:
+    with running("shim", "exec", "--socket", str(shim.socket), *sh(script)) as process:
         process.terminate()
         assert process.wait(LIMIT_S) == 8
     assert shim.status() == "running"
@@ -449,7 +449,7 @@ def test_exec_detached_is_killed_by_pid(shim: Shim) -> None:
 
 
 def test_events_are_seen(shim: Shim) -> None:
-    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
+    args = [str(DENSESHIM), "shim", "events", "--json", "--socket", str(shim.socket)]
     with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -460,7 +460,7 @@ def test_events_are_seen(shim: Shim) -> None:
 
 
 def test_events_end_with_the_shim(shim: Shim) -> None:
-    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
+    args = [str(DENSESHIM), "shim", "events", "--json", "--socket", str(shim.socket)]
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -475,7 +475,7 @@ def test_events_end_with_the_shim(shim: Shim) -> None:
 
 
 def test_events_go_on_over_the_front_s_death(shim: Shim) -> None:
-    args = [str(DENSESHIM), "events", "--json", "--socket", str(shim.socket)]
+    args = [str(DENSESHIM), "shim", "events", "--json", "--socket", str(shim.socket)]
     with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -499,6 +499,6 @@ def _front_of(keeper: int) -> int:
 def test_nobody_answers(tmp_path: Path) -> None:
     socket = tmp_path / "gone.sock"
     for command in ("state", "events"):
-        done = denseshim(command, "--socket", str(socket))
+        done = denseshim("shim", command, "--socket", str(socket))
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.decode() == f"denseshim: no shim answers on {socket}\n"

@@ -209,7 +209,7 @@ async def run(command: list[Path | str]) -> subprocess.CompletedProcess[bytes]:
 async def test_the_command_line_removes_what_is_left(
     make_bundle: Make, rootfs: Path, overlay: Mount
 ) -> None:
-    """`denseshim delete --bundle` is a shim that comes and goes."""
+    """`denseshim shim delete --bundle` is a shim that comes and goes."""
     bundle = make_bundle("sleep", "1000")
     asked = request(bundle, rootfs, overlay)
     async with doomed(bundle) as shim:
@@ -217,7 +217,7 @@ async def test_the_command_line_removes_what_is_left(
         await shim.start()
         await kill_keeper(shim)
     assert is_alive(init)
-    done = await run([BESIDE / "denseshim", "delete", "--bundle", bundle.path])
+    done = await run([BESIDE / "denseshim", "shim", "delete", "--bundle", bundle.path])
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert left_of(bundle) == []
     assert not is_alive(init)
@@ -299,7 +299,7 @@ async def test_a_second_shim_on_a_living_ones_bundle_is_refused(make_bundle: Mak
     bundle = make_bundle("sleep", "1000")
     async with serving(bundle) as (shim, _):
         pid = await shim.create(bundle.request())
-        done = await run([BESIDE / "denseshim", "delete", "--bundle", bundle.path])
+        done = await run([BESIDE / "denseshim", "shim", "delete", "--bundle", bundle.path])
         assert done.returncode == 1
         assert b"a shim is alive in" in done.stderr
         assert (await shim.state()).pid == pid

@@ -297,6 +297,32 @@ def test_another_user_is_hung_up_on(server: Server) -> None:
         assert root.communicate(timeout=PATIENCE)[0] == "answered\n"
 
 
+def test_who_is_let_in_by_a_file_that_is_for_anybody() -> None:
+    """ANYBODY leaves it to the file's mode; a listener that speaks ttrpc cannot have it."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+        os.chmod(folder, 0o755)
+        listening.bind(f"{folder}/shim.sock")
+        listening.listen(64)
+        with harness.keeper((listening.fileno(), Flag.ANYBODY)) as keeper:
+            made = Server(keeper, Path(folder))
+            with contextlib.closing(made):
+                made.serve()
+                os.chmod(made.path, 0o777)
+                command = [sys.executable, "-c", CALL, made.path, "65534"]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stranger:
+                    with made.accept() as accepted:
+                        assert accepted.recv(100) == b"let me in"
+                        accepted.sendall(b"come in")
+                    assert stranger.communicate(timeout=PATIENCE)[0] == "answered\n"
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(f"{folder}/other.sock")
+                other.listen(1)
+                answer = keeper.front.ask(
+                    Kind.LISTEN, other.fileno(), id=7, flags=Flag.ANYBODY | Flag.FRAMES
+                )
+                assert answer.error == errno.EINVAL
+
+
 def test_the_front_sees_the_keeper(server: Server) -> None:
     """SO_PEERCRED at the front's own socket is the keeper: nobody else is let in there."""
     server.serve()

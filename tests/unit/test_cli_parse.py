@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shim import __version__
-from shim.cli import call, main
+from shim.cli import main
 from shim.cli.bundle import users_bundle
 from shim.cli.params import SIGNAL
+from shim.cli.relay import KeyRelay
+from shim.cli.run import image_and_command
+from shim.cli.shim import call, group
 from shim.errors import InvalidArgument, NotFound
 from shim.model import (
     CheckpointRequest,
@@ -69,6 +74,10 @@ def invoke(*args: str) -> Result:
     return CliRunner().invoke(main, args)
 
 
+def shim(*args: str) -> Result:
+    return invoke("shim", *args)
+
+
 def test_version() -> None:
     assert invoke("--version").output == f"denseshim, version {__version__}\n"
 
@@ -80,9 +89,15 @@ def test_every_command_explains_itself(name: str) -> None:
     assert main.commands[name].help
 
 
-def test_commands_are_those_of_the_service_run_and_the_host() -> None:
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_every_command_of_one_shim_explains_itself(name: str) -> None:
+    assert shim(name, "--help").exit_code == 0
+    assert group.commands[name].help
+
+
+def test_commands_are_those_of_the_service() -> None:
     names = "create start exec kill pause resume state ps events delete checkpoint restore pty"
-    assert set(main.commands) == {*names.split(), "close-stdin", "exit", "run", "host", "upgrade"}
+    assert set(group.commands) == {*names.split(), "close-stdin", "exit"}
 
 
 @pytest.mark.parametrize(
@@ -102,13 +117,13 @@ def test_commands_are_those_of_the_service_run_and_the_host() -> None:
 def test_one_command_is_one_call(
     recorder: type[Recorder], args: list[str], expected: tuple[Any, ...]
 ) -> None:
-    done = invoke(*args)
+    done = shim(*args)
     assert (done.exit_code, done.output) == (0, "")
     assert recorder.calls == [("socket", "/s"), expected]
 
 
 def test_the_option_goes_before_the_environment(recorder: type[Recorder]) -> None:
-    invoke("start", "--socket", "/other")
+    shim("start", "--socket", "/other")
     assert recorder.calls[0] == ("socket", "/other")
 
 
@@ -117,7 +132,7 @@ def test_create(recorder: type[Recorder], tmp_path: Path) -> None:
     fifo = tmp_path / "out"
     os.mkfifo(fifo)
     place = str(tmp_path)
-    done = invoke("create", "--id", "box", "--bundle", place, "-t", "--stdout", str(fifo))
+    done = shim("create", "--id", "box", "--bundle", place, "-t", "--stdout", str(fifo))
     assert done.output == "7\n"
     expected = CreateRequest(
         "box", place, Stdio(True, stdout=str(fifo)), RuntimeOptions("runc")
@@ -130,34 +145,34 @@ def test_restore_is_create_from_a_checkpoint(recorder: type[Recorder], tmp_path:
     place = str(tmp_path)
     args = ("--id", "box", "--bundle", place, "--runtime", "/crun")
     expected = CreateRequest("box", place, Stdio(), RuntimeOptions("/crun"), checkpoint=place)
-    assert json.loads(invoke("restore", *args, "--json", place).output) == {"pid": 7}
-    assert invoke("create", *args, "--checkpoint", place).exit_code == 0
+    assert json.loads(shim("restore", *args, "--json", place).output) == {"pid": 7}
+    assert shim("create", *args, "--checkpoint", place).exit_code == 0
     assert recorder.calls[1::2] == [("create", expected)] * 2
 
 
 def test_checkpoint(recorder: type[Recorder]) -> None:
-    invoke("checkpoint", "--exit", "--file-locks", "--empty-namespace", "network", "/i")
+    shim("checkpoint", "--exit", "--file-locks", "--empty-namespace", "network", "/i")
     expected = CheckpointRequest("/i", exit=True, file_locks=True, empty_namespaces=("network",))
     assert recorder.calls[1] == ("checkpoint", expected)
 
 
 def test_delete_shows_the_exit(recorder: type[Recorder]) -> None:
     recorder.answers["delete"] = Exit(137, 1_500_000_000_000_000_001)
-    assert invoke("delete").output == "exit status 137 at 2017-07-14T02:40:00+00:00\n"
-    shown = json.loads(invoke("delete", "--json", "9").output)
+    assert shim("delete").output == "exit status 137 at 2017-07-14T02:40:00+00:00\n"
+    shown = json.loads(shim("delete", "--json", "9").output)
     assert shown == {"exit_status": 137, "exited_at": 1_500_000_000_000_000_001}
     assert recorder.calls[1::2] == [("delete", 0), ("delete", 9)]
 
 
 def test_delete_wants_a_shim_or_a_bundle() -> None:
-    done = CliRunner(env={"DENSESHIM_SOCKET": None}).invoke(main, ["delete"])
+    done = CliRunner(env={"DENSESHIM_SOCKET": None}).invoke(main, ["shim", "delete"])
     assert done.exit_code == 2
     assert "--socket" in done.stderr
     assert "--bundle" in done.stderr
 
 
 def test_delete_of_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
-    done = invoke("delete", "--bundle", str(tmp_path))
+    done = shim("delete", "--bundle", str(tmp_path))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"denseshim: {tmp_path} is not a bundle: no config.json\n"
 
@@ -166,15 +181,15 @@ def test_state(recorder: type[Recorder]) -> None:
     row = ProcessInfo(7, Status.RUNNING, args=("sh", "-c"))
     recorder.answers["state"] = ContainerState("box", "/b", 7, Status.RUNNING, (row,))
     recorder.answers["processes"] = (row,)
-    assert "        7  running   sh -c\n" in invoke("state").output
-    assert "        7  running   sh -c\n" in invoke("ps").output
-    shown = json.loads(invoke("state", "--json").output)
+    assert "        7  running   sh -c\n" in shim("state").output
+    assert "        7  running   sh -c\n" in shim("ps").output
+    shown = json.loads(shim("state", "--json").output)
     assert (shown["status"], shown["processes"][0]["args"]) == ("running", ["sh", "-c"])
 
 
 def test_exec_detached(recorder: type[Recorder]) -> None:
     recorder.answers["exec"] = 9
-    done = invoke("exec", "--detach", "--json", "ls", "-t", "--json")
+    done = shim("exec", "--detach", "--json", "ls", "-t", "--json")
     assert json.loads(done.output) == {"pid": 9}
     (_, spec, stdio) = recorder.calls[1]
     assert spec["args"] == ["ls", "-t", "--json"]
@@ -183,7 +198,7 @@ def test_exec_detached(recorder: type[Recorder]) -> None:
 
 def test_a_refusal_is_one_line_and_status_1(recorder: type[Recorder]) -> None:
     recorder.answers["start"] = NotFound("no process 7\nin box")
-    done = invoke("start")
+    done = shim("start")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "denseshim: no process 7 in box\n"
 
@@ -191,14 +206,14 @@ def test_a_refusal_is_one_line_and_status_1(recorder: type[Recorder]) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["start"],
-        ["exec", "--socket", "/s", "-d", "-i", "sh"],
-        ["exec", "--socket", "/s", "--json", "sh"],
-        ["exec", "--socket", "/s"],
-        ["kill", "--socket", "/s", "BOGUS"],
-        ["kill", "--socket", "/s", "0"],
+        ["shim", "start"],
+        ["shim", "exec", "--socket", "/s", "-d", "-i", "sh"],
+        ["shim", "exec", "--socket", "/s", "--json", "sh"],
+        ["shim", "exec", "--socket", "/s"],
+        ["shim", "kill", "--socket", "/s", "BOGUS"],
+        ["shim", "kill", "--socket", "/s", "0"],
         ["run", "--bundle", "/", "--rootfs", "/"],
-        ["create", "--socket", "/s"],
+        ["shim", "create", "--socket", "/s"],
     ],
 )
 def test_wrong_usage_is_status_2(args: list[str]) -> None:
@@ -215,6 +230,131 @@ def test_run_s_own_failure_is_status_125(
     assert done.exit_code == 125
     assert done.stderr.startswith("denseshim: no containerd-shim-dense")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "rooted", "expected"),
+    [
+        ("", False, ("", "")),
+        ("-- --", False, ("", "")),
+        ("-- -- sh -c x", False, ("", "sh -c x")),
+        ("web", False, ("web", "")),
+        ("web sh -c x", False, ("web", "sh -c x")),
+        ("web -- -- sh -c x", False, ("web", "sh -c x")),
+        ("web echo -- -- x", False, ("web", "echo -- x")),
+        ("web -- -- echo -- x", False, ("web", "echo -- x")),
+        ("sh -c x", True, ("", "sh -c x")),
+        ("-- -- sh", True, ("", "sh")),
+        ("echo -- -- x", True, ("", "echo -- x")),
+    ],
+)
+def test_image_and_command(words: str, rooted: bool, expected: tuple[str, str]) -> None:
+    image, command = image_and_command(tuple(words.split()), rooted)
+    assert (image, " ".join(command)) == expected
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "-d", "--", "true"],
+        ["run", "--label", "a=b", "--", "true"],
+        ["run", "--label", "a", "web"],
+        ["run", "-d", "--rm", "web"],
+        ["exec", "-d", "-t", "web", "--", "sh"],
+        ["exec", "--json", "web", "sh"],
+        ["exec", "web"],
+        ["exec", "web", "--"],
+        ["stop"],
+        ["rm"],
+        ["stop", "--time", "-1", "web"],
+        ["label", "web"],
+        ["completion", "csh"],
+        ["import", "web", "/no/such/file"],
+    ],
+)
+def test_wrong_usage_without_a_shim(args: list[str]) -> None:
+    assert invoke(*args).exit_code == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    assert "_DENSESHIM_COMPLETE" in invoke("completion", shell).output
+
+
+def test_the_manual_page_has_every_command_and_option() -> None:
+    page = invoke("man").output.replace("\\-", "-")
+    assert page.startswith(".TH DENSESHIM 1 ")
+    for path, command in all_commands(main, "denseshim"):
+        assert f".SS {path} " in page
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        for option in options:
+            assert max(option.opts, key=len) in page
+
+
+def all_commands(parent: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in parent.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+class Keys:
+    """A relay of keys: what is typed, and what comes out of the other end."""
+
+    def __init__(self, keys: bool = True) -> None:
+        self.left = threading.Event()
+        ours, self.typed = os.pipe()
+        self.out, theirs = os.pipe()
+        self._source = ours
+        self.relay = KeyRelay(ours, theirs, self.left.set, keys)
+        self.relay.start()
+
+    def end(self) -> bytes:
+        """Close the input; all that has been copied."""
+        os.close(self.typed)
+        self.relay.join()
+        self.relay.close()
+        os.close(self._source)
+        with open(self.out, "rb") as out:
+            return out.read()
+
+    def type(self, data: bytes) -> None:
+        os.write(self.typed, data)
+
+
+@pytest.mark.parametrize(
+    ("typed", "copied", "left"),
+    [
+        ([b"ab"], b"ab", False),
+        ([b"a\x10\x11b"], b"a", True),
+        ([b"a\x10b"], b"a\x10b", False),
+        ([b"\x10\x10\x11"], b"\x10", True),
+        ([b"\x11\x10"], b"\x11", False),
+    ],
+)
+def test_the_keys_that_leave(typed: list[bytes], copied: bytes, left: bool) -> None:
+    keys = Keys()
+    for data in typed:
+        keys.type(data)
+    assert keys.end() == copied
+    assert keys.left.is_set() == left
+
+
+def test_keys_that_come_one_by_one() -> None:
+    keys = Keys()
+    keys.type(b"a\x10")
+    assert os.read(keys.out, 100) == b"a"
+    keys.type(b"\x11")
+    assert keys.left.wait(10)
+    assert keys.end() == b""
+
+
+def test_without_a_terminal_no_key_leaves() -> None:
+    keys = Keys(keys=False)
+    keys.type(b"\x10\x11")
+    assert keys.end() == b"\x10\x11"
+    assert not keys.left.is_set()
 
 
 @pytest.mark.parametrize("text", ["TERM", "term", "SIGTERM", "15"])

@@ -225,12 +225,20 @@ def commands(program: str) -> list[list[str]]:
     return found
 
 
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a command line is of, and the words after its name."""
+    command: click.Command = main
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
 def test_every_command_of_ours_exists() -> None:
     for words in commands("denseshim"):
-        command = main.commands.get(words[1])
-        assert command is not None, words
+        command, rest = command_of(words)
         known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
-        own = words[2 : words.index("--")] if "--" in words else words[2:]
+        own = rest[: rest.index("--")] if "--" in rest else rest
         for word in own:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, words
@@ -240,9 +248,10 @@ def test_every_command_of_ours_exists() -> None:
 
 def test_every_command_of_ours_is_in_a_document() -> None:
     text = "".join(document.read_text() for document in DOCUMENTS)
-    assert isinstance(main, click.Group)
-    for name in main.commands:
-        assert re.search(rf"`(denseshim )?{name}[` ]|denseshim {name}\b", text), name
+    groups = [group for group in main.commands.values() if isinstance(group, click.Group)]
+    for group in (main, *groups):
+        for name in group.commands:
+            assert re.search(rf"`(denseshim )?{name}[` ]|denseshim (shim )?{name}\b", text), name
 
 
 @pytest.mark.parametrize("program", ["packaging/install-node", "install-node"])

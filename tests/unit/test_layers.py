@@ -41,12 +41,16 @@ ALLOWED: dict[str, set[str]] = {
     "keeper": BASE,
     "runtime": BASE | {"keeper", "stdio"},
     "service": BASE | KERNEL | LEAVES | {"keeper"},
+    "places": set(),
+    "standalone": BASE
+    | {"blocking", "cgroup", "events", "journal", "metadata", "metrics", "places", "service"}
+    | {"snapshots", "store"},
     "api": BASE
-    | {"_keeper", "_pb", "bootstrap", "events", "journal", "keeper", "metrics", "runtime"}
-    | {"service", "store"},
+    | {"_keeper", "_pb", "blocking", "bootstrap", "events", "journal", "keeper", "metadata"}
+    | {"metrics", "places", "runtime", "service", "snapshots", "standalone", "store"},
     "front": BASE
     | {"api", "blocking", "bootstrap", "cgroup", "keeper", "log", "notify", "oom", "pair"}
-    | {"service"},
+    | {"places", "service", "standalone"},
     "log": set(),
     "orphans": set(),
     "launch": {"shim", "detach", "errors", "keeper", "launching", "mounts", "orphans", "pair"}
@@ -59,9 +63,12 @@ ALLOWED: dict[str, set[str]] = {
     "host": {"detach", "keeper", "orphans", "pair", "syscalls"},
     "launching": {"shim", "_pb", "bootstrap", "detach", "door", "errors", "pair", "service"},
     "launcher": {"launch", "launching"},
-    "client": BASE | {"_pb", "api"},
+    "client": BASE | {"_pb", "api", "metadata"},
+    "logs": {"errors", "stdio", "syscalls"},
     "oci": BASE,
-    "cli": BASE | {"_pb", "client", "detach", "door", "host", "oci", "pair"},
+    "cli": BASE
+    | {"_pb", "client", "detach", "door", "host", "logs", "metadata", "oci", "pair", "places"}
+    | {"snapshots"},
     "demo": BASE | {"client", "oci"},
 }
 
@@ -71,6 +78,9 @@ NARROW: dict[tuple[str, str], set[str]] = {
     ("launching", "_pb"): {"shim._pb.denseshim.host.v1.host_pb2"},
     ("launching", "service"): {"shim.service.bundle"},
     ("metadata", "service"): {"shim.service.bundle"},
+    ("client", "metadata"): {"shim.metadata.values"},
+    ("cli", "metadata"): {"shim.metadata.values"},
+    ("cli", "snapshots"): {"shim.snapshots.image"},
     ("cli", "_pb"): {"shim._pb.denseshim.host.v1.host_pb2"},
     ("client", "api"): {"shim.api.convert", "shim.api.codes"},
     ("runtime", "keeper"): {"shim.keeper.command"},

@@ -19,10 +19,14 @@ from shim._pb.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from shim._pb.containerd.services.events.ttrpc.v1 import events_pb2
 from shim._pb.containerd.task.v3 import task_pb2
 from shim._pb.containerd.types import introspection_pb2, mount_pb2
+from shim._pb.containerd.v1.containers import containers_pb2
+from shim._pb.containerd.v1.services.execution import execution_pb2
 from shim._pb.containerd.v1.services.shim import shim_pb2
-from shim._pb.containerd.v1.types import types_pb2
+from shim._pb.containerd.v1.snapshot import snapshot_pb2
+from shim._pb.containerd.v1.types import descriptor_pb2, types_pb2
 from shim._pb.containerd.v2.types import task_pb2 as status_pb2
 from shim._pb.denseshim.host.v1 import host_pb2
+from shim._pb.denseshim.machine.v1 import machine_pb2
 from shim._pb.io.containerd.cgroups.v1 import metrics_pb2 as v1_metrics_pb2
 from shim._pb.io.containerd.cgroups.v2 import metrics_pb2 as v2_metrics_pb2
 from shim._pb.runtimeoptions.v1 import options_pb2 as runtimeoptions_pb2
@@ -32,7 +36,10 @@ PB = Path(shim.__file__).parent / "_pb"
 
 SHIM = "containerd.v1.services.shim"
 TYPES = "containerd.v1.types"
+CONTAINERS, EXECUTION = "containerd.v1", "containerd.v1.services.execution"
+SNAPSHOT = "containerd.v1.snapshot"
 TASK, HOST = "containerd.task.v3", "denseshim.host.v1"
+MACHINE = "denseshim.machine.v1"
 EMPTY = "google.protobuf.Empty"
 
 TIME = "google.protobuf.Timestamp"
@@ -40,6 +47,8 @@ BOOTSTRAP = "containerd.runtime.bootstrap.v1"
 V1, V2 = "io.containerd.cgroups.v1", "io.containerd.cgroups.v2"
 
 # What several messages begin with.
+ONE_CONTAINER = f"container=1 {CONTAINERS}.Container"
+OF_CONTAINER = "container_id=1 string"
 PROCESS = "id=1 string, exec_id=2 string"
 CHECKPOINT = (
     "exit=1 bool, open_tcp=2 bool, external_unix_sockets=3 bool, terminal=4 bool, "
@@ -95,6 +104,83 @@ FIELDS: dict[ModuleType, dict[str, str]] = {
         "PtyRequest": "pid=1 uint32, width=2 uint32, height=3 uint32",
         "CloseStdinRequest": "pid=1 uint32",
         "Rlimit": "type=1 string, hard=2 uint64, soft=3 uint64",
+    },
+    descriptor_pb2: {
+        "Descriptor": "media_type=1 string, digest=2 string, size=3 int64",
+    },
+    containers_pb2: {
+        "Container": "id=1 string, labels=2 *containerd.v1.Container.LabelsEntry, "
+        "image=3 string, runtime=4 string, spec=6 google.protobuf.Any, rootfs=7 string",
+        "GetContainerRequest": "id=1 string",
+        "GetContainerResponse": ONE_CONTAINER,
+        "ListContainersRequest": "filter=1 string",
+        "ListContainersResponse": f"containers=1 *{CONTAINERS}.Container",
+        "CreateContainerRequest": ONE_CONTAINER,
+        "CreateContainerResponse": ONE_CONTAINER,
+        "UpdateContainerRequest": f"{ONE_CONTAINER}, update_mask=2 google.protobuf.FieldMask",
+        "UpdateContainerResponse": ONE_CONTAINER,
+        "DeleteContainerRequest": "id=1 string",
+    },
+    execution_pb2: {
+        "CreateRequest": f"container_id=2 string, rootfs=3 *{TYPES}.Mount, stdin=5 string, "
+        "stdout=6 string, stderr=7 string, terminal=8 bool, "
+        f"checkpoint=9 {TYPES}.Descriptor",
+        "CreateResponse": "container_id=2 string, pid=3 uint32",
+        "StartRequest": OF_CONTAINER,
+        "DeleteRequest": OF_CONTAINER,
+        "DeleteResponse": f"{OF_CONTAINER}, exit_status=2 uint32, exited_at=3 {TIME}",
+        "InfoRequest": OF_CONTAINER,
+        "InfoResponse": f"task=1 {TYPES}.Task",
+        "ListRequest": "",
+        "ListResponse": f"tasks=1 *{TYPES}.Task",
+        "KillRequest": f"{OF_CONTAINER}, signal=2 uint32, all=3 bool, pid=4 uint32",
+        "EventsRequest": "",
+        "ExecRequest": f"{OF_CONTAINER}, terminal=2 bool, stdin=3 string, stdout=4 string, "
+        "stderr=5 string, spec=6 google.protobuf.Any",
+        "ExecResponse": "pid=1 uint32",
+        "PtyRequest": f"{OF_CONTAINER}, pid=2 uint32, width=3 uint32, height=4 uint32",
+        "CloseStdinRequest": f"{OF_CONTAINER}, pid=2 uint32",
+        "PauseRequest": OF_CONTAINER,
+        "ResumeRequest": OF_CONTAINER,
+        "ProcessesRequest": OF_CONTAINER,
+        "ProcessesResponse": f"processes=1 *{TYPES}.Process",
+        "CheckpointRequest": f"{OF_CONTAINER}, allow_tcp=2 bool, allow_unix_sockets=3 bool, "
+        "allow_terminal=4 bool, file_locks=5 bool, empty_namespaces=6 *string, "
+        "parent_checkpoint=7 string, exit=8 bool",
+        "CheckpointResponse": f"descriptors=1 *{TYPES}.Descriptor",
+    },
+    snapshot_pb2: {
+        "PrepareRequest": "key=1 string, parent=2 string",
+        "MountsRequest": "key=1 string",
+        "MountsResponse": f"mounts=1 *{TYPES}.Mount",
+        "CommitRequest": "name=1 string, key=2 string",
+        "RemoveRequest": "key=1 string",
+        "StatRequest": "key=1 string",
+        "StatResponse": f"info=1 {SNAPSHOT}.Info",
+        "ListRequest": "",
+        "ListResponse": f"info=1 *{SNAPSHOT}.Info",
+        "UsageRequest": "key=1 string",
+        "UsageResponse": "size=1 int64, inodes=2 int64",
+        "Info": f"name=1 string, parent=2 string, kind=3 {SNAPSHOT}.Kind, readonly=4 bool",
+    },
+    machine_pb2: {
+        "ImportRequest": "name=1 string, path=2 string, platform=3 string, reference=4 string, "
+        "no_devices=5 bool",
+        "ImportResponse": f"done=1 uint64, total=2 uint64, what=3 string, "
+        f"imported=4 {MACHINE}.ImageResponse",
+        "ImageRequest": "name=1 string",
+        "ImageResponse": "name=1 string, config=2 bytes, lost=3 uint32",
+        "InspectRequest": OF_CONTAINER,
+        "InspectResponse": "pid=1 uint32, terminal=2 bool, stdin=3 string, stdout=4 string, "
+        f"stderr=5 string, exit_status=6 uint32, exited_at=7 {TIME}, created_at=8 {TIME}, "
+        f"updated_at=9 {TIME}, bundle=10 string, processes=11 *{TYPES}.Process, "
+        "output_open=12 bool",
+        "UsageRequest": "",
+        "UsageResponse": f"tasks=1 *{MACHINE}.TaskUsage",
+        "TaskUsage": f"{OF_CONTAINER}, "
+        + numbered("cpu memory memory_limit pids output", 2),
+        "CheckRequest": "",
+        "CheckResponse": "problems=1 *string",
     },
     ttrpc_pb2: {
         "Request": "service=1 string, method=2 string, payload=3 bytes, timeout_nano=4 int64, "
@@ -262,6 +348,8 @@ FIELDS: dict[ModuleType, dict[str, str]] = {
         "containers=4 uint32",
         "UpgradeRequest": "python=1 bytes",
         "UpgradeResponse": "version=1 string",
+        "ApiRequest": "",
+        "ApiResponse": "socket=1 string",
     },
 }
 
@@ -273,6 +361,7 @@ ENUMERATIONS = [
         types_pb2.Event.DESCRIPTOR.enum_types_by_name["EventType"],
         {"EXIT": 0, "OOM": 1, "CREATE": 2, "START": 3, "EXEC_ADDED": 4, "PAUSED": 5},
     ),
+    (snapshot_pb2.DESCRIPTOR.enum_types_by_name["Kind"], {"ACTIVE": 0, "COMMITTED": 1}),
     (
         bootstrap_pb2.DESCRIPTOR.enum_types_by_name["LogLevel"],
         {"INFO": 0, "TRACE": -8, "DEBUG": -4, "WARN": 4, "ERROR": 8, "FATAL": 10, "PANIC": 12},
@@ -323,6 +412,47 @@ METHODS = {
         "Stop": ("StopRequest", f"{HOST}.StopResponse"),
         "Status": ("StatusRequest", f"{HOST}.StatusResponse"),
         "Upgrade": ("UpgradeRequest", f"{HOST}.UpgradeResponse"),
+        "Api": ("ApiRequest", f"{HOST}.ApiResponse"),
+    },
+    f"{CONTAINERS}.Containers": {
+        "Get": ("GetContainerRequest", f"{CONTAINERS}.GetContainerResponse"),
+        "List": ("ListContainersRequest", f"{CONTAINERS}.ListContainersResponse"),
+        "Create": ("CreateContainerRequest", f"{CONTAINERS}.CreateContainerResponse"),
+        "Update": ("UpdateContainerRequest", f"{CONTAINERS}.UpdateContainerResponse"),
+        "Delete": ("DeleteContainerRequest", EMPTY),
+    },
+    f"{EXECUTION}.Tasks": {
+        "Create": ("CreateRequest", f"{EXECUTION}.CreateResponse"),
+        "Start": ("StartRequest", EMPTY),
+        "Delete": ("DeleteRequest", f"{EXECUTION}.DeleteResponse"),
+        "Info": ("InfoRequest", f"{EXECUTION}.InfoResponse"),
+        "List": ("ListRequest", f"{EXECUTION}.ListResponse"),
+        "Kill": ("KillRequest", EMPTY),
+        "Events": ("EventsRequest", f"stream {TYPES}.Event"),
+        "Exec": ("ExecRequest", f"{EXECUTION}.ExecResponse"),
+        "Pty": ("PtyRequest", EMPTY),
+        "CloseStdin": ("CloseStdinRequest", EMPTY),
+        "Pause": ("PauseRequest", EMPTY),
+        "Resume": ("ResumeRequest", EMPTY),
+        "Processes": ("ProcessesRequest", f"{EXECUTION}.ProcessesResponse"),
+        "Checkpoint": ("CheckpointRequest", f"{EXECUTION}.CheckpointResponse"),
+    },
+    f"{SNAPSHOT}.Snapshot": {
+        "Prepare": ("PrepareRequest", f"{SNAPSHOT}.MountsResponse"),
+        "View": ("PrepareRequest", f"{SNAPSHOT}.MountsResponse"),
+        "Mounts": ("MountsRequest", f"{SNAPSHOT}.MountsResponse"),
+        "Commit": ("CommitRequest", EMPTY),
+        "Remove": ("RemoveRequest", EMPTY),
+        "Stat": ("StatRequest", f"{SNAPSHOT}.StatResponse"),
+        "List": ("ListRequest", f"stream {SNAPSHOT}.ListResponse"),
+        "Usage": ("UsageRequest", f"{SNAPSHOT}.UsageResponse"),
+    },
+    f"{MACHINE}.Machine": {
+        "Import": ("ImportRequest", f"stream {MACHINE}.ImportResponse"),
+        "Image": ("ImageRequest", f"{MACHINE}.ImageResponse"),
+        "Inspect": ("InspectRequest", f"{MACHINE}.InspectResponse"),
+        "Usage": ("UsageRequest", f"{MACHINE}.UsageResponse"),
+        "Check": ("CheckRequest", f"{MACHINE}.CheckResponse"),
     },
 }
 
@@ -384,7 +514,9 @@ def test_the_services() -> None:
 
 
 def test_only_what_is_called_over_grpc_has_code_for_it() -> None:
-    assert [path.name for path in PB.rglob("*_grpc.py")] == ["shim_pb2_grpc.py"]
+    names = ("containers", "execution", "machine", "shim", "snapshot")
+    found = sorted(path.name for path in PB.rglob("*_grpc.py"))
+    assert found == [f"{name}_pb2_grpc.py" for name in names]
 
 
 @pytest.mark.parametrize("name", ["google.rpc.Status", "containerd.v1.types.ProcessInfo"])

@@ -340,6 +340,96 @@ async def test_only_the_wanted_streams_go_to_a_file(box: Box, tmp_path: Path) ->
     assert log.read_text() == "out\n"
 
 
+# -- logs
+
+
+def log_of(path: Path) -> dict[str, list[str]]:
+    """The texts of a log's records by their stream."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        _, stream, _, text = line.split(" ", 3)
+        found.setdefault(stream, []).append(text)
+    return found
+
+
+async def test_a_log_takes_both_streams_of_every_process(
+    box: Box, tmp_path: Path, keeper: Keeper
+) -> None:
+    path, descriptors = tmp_path / "id" / "the log", keeper.descriptors()
+    assert await box.done(both(uri("log", path)), "echo out; echo err >&2") == 0
+    assert log_of(path) == {"stdout": ["out"], "stderr": ["err"]}
+    assert await box.done(both(uri("log", path)), "echo more; printf half") == 0
+    assert log_of(path)["stdout"] == ["out", "more", "half"]
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    await until(lambda: keeper.descriptors() == descriptors)
+
+
+async def test_a_log_s_files_are_as_large_and_as_many_as_asked(box: Box, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    stdio = both(uri("log", path, "?max_size=32768&max_files=3"))
+    assert await box.done(stdio, "yes 0123456789 | head -10000") == 0
+    sizes = {name: (tmp_path / name).stat().st_size for name in os.listdir(tmp_path)}
+    assert sizes.keys() == {"log", "log.1", "log.2"}
+    assert max(sizes.values()) in range(32700, 32769)
+
+
+async def test_only_the_wanted_streams_go_to_a_log(box: Box, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert await box.done(Stdio(stdout=uri("log", path)), "echo out; echo err >&2") == 0
+    assert log_of(path) == {"stdout": ["out"]}
+
+
+async def test_a_terminal_goes_to_a_log_and_can_be_typed_on(box: Box, tmp_path: Path) -> None:
+    path, fifo = tmp_path / "log", tmp_path / "in"
+    os.mkfifo(fifo)
+    stdio = Stdio(terminal=True, stdin=str(fifo), stdout=uri("log", path))
+    with box.builder(stdio) as builder, terminal() as (master, slave):
+        await builder.open()
+        script = "stty -opost -echo; echo ready; read line; stty size; echo $line"
+        child = await box.shell(script, dict.fromkeys(range(3), slave))
+        await builder.attach(master)
+        builder.stdio.settle()
+        await builder.stdio.resize(80, 24)
+        await until(lambda: "ready" in log_of(path).get("stdout", ()))
+        fifo.write_text("words\n")
+        await child.wait()
+    builder.stdio.process_ended()
+    await builder.stdio.drain("the test")
+    assert log_of(path) == {"stdout": ["ready", "24 80", "words"]}
+
+
+async def test_what_a_log_has_taken_is_told(box: Box, tmp_path: Path) -> None:
+    path, fifo = tmp_path / "log", tmp_path / "in"
+    os.mkfifo(fifo)
+    stdio = Stdio(stdin=str(fifo), stdout=uri("log", path), stderr=uri("log", path))
+    child, streams = await box.run(stdio, "echo 12345; echo 678 >&2; read line")
+    await until(lambda: path.exists() and len(path.read_text().splitlines()) == 2)
+    assert await streams.written() == 10
+    assert streams.is_open()
+    fifo.write_text("\n")
+    await child.wait()
+    await streams.drain("the test")
+    assert await streams.written() == 0
+    assert not streams.is_open()
+
+
+async def test_a_log_over_a_link_is_refused(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    builder = box.builder(both(uri("log", tmp_path / "link" / "log")))
+    with builder, pytest.raises(InvalidArgument, match="directory of the log"):
+        await builder.open()
+
+
+async def test_a_log_that_is_no_file_is_refused_and_leaves_nothing(
+    box: Box, tmp_path: Path, keeper: Keeper
+) -> None:
+    (tmp_path / "log").mkdir()
+    descriptors = keeper.descriptors()
+    with pytest.raises(FailedPrecondition, match="writing the log log"):
+        await box.run(both(uri("log", tmp_path / "log")), "exit 0")
+    assert keeper.descriptors() == descriptors
+
+
 # -- refusals
 
 
@@ -352,6 +442,9 @@ async def test_only_the_wanted_streams_go_to_a_file(box: Box, tmp_path: Path) ->
         (both("binary:///x?a=%00"), "NUL"),
         (Stdio(stdout="/x", stderr="file:///x"), "stderr cannot be file://"),
         (Stdio(stdin="binary:///x"), "stdin cannot be binary://"),
+        (Stdio(stdin="log:///x"), "stdin cannot be log://"),
+        (Stdio(stdout="/x", stderr="log:///x"), "stderr cannot be log://"),
+        (both("log:///x?max_files=0"), "max_files"),
         (Stdio(terminal=True, stdout="file:///x"), "terminal"),
     ],
 )

@@ -6,6 +6,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
@@ -246,11 +247,82 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, name):
         ("binary:/a", (stdio.Scheme.BINARY, "/a", ())),
         ("binary:///a?", (stdio.Scheme.BINARY, "/a", ())),
         ("binary-v2:///a?k=v&e&k=w", (stdio.Scheme.BINARY_V2, "/a", ("k", "v", "e", ""))),
+        ("log:///a?max_files=2", (stdio.Scheme.LOG, "/a", ("max_files", "2"))),
         ("binary:///%ff?a%26=%ff+", (stdio.Scheme.BINARY, "/\udcff", ("a&", "\udcff "))),
     ],
 )
 def test_a_place_is_a_path_or_a_uri(text, expected):
     assert stdio.parse_place(text) == expected
+
+
+def log_files(text):
+    return stdio.parse_log(stdio.parse_place(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("log:///a/b%20c/0.log", ("/a/b c", "0.log", 16 << 20, 5)),
+        ("LOG:/x?max_files=1&max_size=32768&max_size=1", ("/", "x", 32768, 1)),
+        ("log:///a/x?max_size=1099511627776&max_files=100", ("/a", "x", 1 << 40, 100)),
+        (f"log:///a/{'x' * 200}", ("/a", "x" * 200, 16 << 20, 5)),
+    ],
+)
+def test_a_log_has_a_place_and_bounds(text, expected):
+    assert log_files(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("log:///a/x?max_size=32767", "max_size .* 32768 to 1099511627776, not '32767'"),
+        ("log:///a/x?max_size=1099511627777", "max_size"),
+        ("log:///a/x?max_size=-1", "max_size"),
+        ("log:///a/x?max_size=1e9", "max_size"),
+        ("log:///a/x?max_size=", "max_size"),
+        (f"log:///a/x?max_size={'9' * 5000}", "max_size"),
+        ("log:///a/x?max_files=0", "max_files .* 1 to 100, not '0'"),
+        ("log:///a/x?max_files=101", "max_files"),
+        ("log:///a/x?max_files=%C2%B2", "max_files"),
+        ("log:///a/x?max-size=65536&b", "know b, max-size; it has max_size and max_files"),
+        ("log:///a/", "needs a name"),
+        ("log:///", "needs a name"),
+        (f"log:///a/{'x' * 201}", "200 bytes"),
+        (f"log:///a/{'%C3%A4' * 101}", "200 bytes"),
+        ("log:///a/../x", "without"),
+        ("log:///a/%2e/x", "without"),
+        ("log:///..x", "without"),
+        ("log:///.", "without"),
+        ("log://host/a/x", "absolute"),
+        ("log:a/x", "absolute"),
+    ],
+)
+def test_a_log_out_of_bounds_is_refused(text, says):
+    with pytest.raises(InvalidArgument, match=says):
+        log_files(text)
+
+
+def test_a_log_s_directory_is_made_for_root_alone(tmp_path):
+    before = open_descriptors()
+    made = stdio.open_log(str(tmp_path / "a" / "id" / "0.log"))
+    assert open_descriptors() - before == {str(made.directory)}
+    assert os.path.samestat(os.fstat(made.directory), os.stat(tmp_path / "a" / "id"))
+    assert stat.S_IMODE(os.fstat(made.directory).st_mode) == 0o700
+    again = stdio.open_log(str(tmp_path / "a" / "id" / "0.log"))
+    stdio.close_all([*made, *again])
+
+
+@pytest.mark.parametrize("path", ["link/0.log", "link/id/0.log", "file/0.log", "fifo/0.log"])
+def test_a_log_is_not_found_over_a_link_nor_below_what_is_no_directory(tmp_path, path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    before = open_descriptors()
+    with pytest.raises(InvalidArgument, match="Not a directory"):
+        stdio.open_log(str(tmp_path / path))
+    assert open_descriptors() == before
+    assert not list((tmp_path / "real").iterdir())
 
 
 def test_no_pipe_without_descriptors(no_descriptors_left):

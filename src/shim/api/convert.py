@@ -221,18 +221,23 @@ def exec_to_pb(spec: Mapping[str, Any], stdio: Stdio) -> shim_pb2.ExecRequest:
 
 
 def exec_from_pb(message: shim_pb2.ExecRequest) -> tuple[dict[str, Any], Stdio]:
-    """The OCI process and the streams of an ExecRequest.
+    """The OCI process and the streams of an ExecRequest. Raises what `exec_spec` raises."""
+    return exec_spec(message.spec), _stdio_from_pb(message)
+
+
+def exec_spec(message: AnyMessage) -> dict[str, Any]:
+    """The OCI process of an exec.
 
     The type_url is not looked at: clients of the time differ in it. Raises InvalidArgument
     when the value is no JSON object.
     """
     try:
-        spec = json.loads(message.spec.value)
+        spec = json.loads(message.value)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"the exec's spec is not JSON: {error}") from error
     if not isinstance(spec, dict):
         raise InvalidArgument(f"the exec's spec is a JSON {type(spec).__name__}, not an object")
-    return spec, _stdio_from_pb(message)
+    return spec
 
 
 def checkpoint_to_pb(request: CheckpointRequest) -> shim_pb2.CheckpointRequest:

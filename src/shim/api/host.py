@@ -16,6 +16,7 @@ import shim
 from shim._pb.denseshim.host.v1 import host_pb2
 from shim.api.calls import Call, Method
 from shim.api.shims import Shims
+from shim.api.standalone import Standalone
 from shim.api.upgrade import upgrade
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
@@ -55,8 +56,9 @@ class Pair:
     """What a front serves, and where.
 
     `serves` tells whether a container of that scope belongs here; `is_elsewhere` whether a pair
-    apart of one of those keys is, or was, there. `end` is set when the pair is to end. `launches`
-    are the calls of launchers that are under way.
+    apart of one of those keys is, or was, there. `end` is set when the pair is to end. `api`
+    serves containers without containerd, which a pair apart does not. `launches` are the calls
+    of launchers that are under way.
     """
 
     host: Host
@@ -67,6 +69,7 @@ class Pair:
     serves: Callable[[Scope], bool]
     is_elsewhere: Callable[[Iterable[str]], bool]
     end: asyncio.Event
+    api: Standalone | None = None
     launches: set[int] = field(default_factory=set)
 
     @property
@@ -95,6 +98,7 @@ class HostService:
             "Stop": Method(host_pb2.StopRequest, self.stop),
             "Status": Method(host_pb2.StatusRequest, self.status),
             "Upgrade": Method(host_pb2.UpgradeRequest, self.upgrade),
+            "Api": Method(host_pb2.ApiRequest, self.api),
         }
 
     # -- launchers
@@ -281,6 +285,12 @@ class HostService:
     ) -> host_pb2.UpgradeResponse:
         """Have another version take over."""
         return await upgrade(self._pair.host, call, request)
+
+    async def api(self, call: Call, request: host_pb2.ApiRequest) -> host_pb2.ApiResponse:
+        """Serve containers without containerd, from now on and in every front to come."""
+        if self._pair.api is None:
+            raise FailedPrecondition("this pair serves some of containerd's containers alone")
+        return host_pb2.ApiResponse(socket=await self._pair.api.open())
 
     async def status(
         self, call: Call, request: host_pb2.StatusRequest

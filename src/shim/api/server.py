@@ -18,6 +18,7 @@ from shim._pb.containerd.v1.services.shim.shim_pb2_grpc import (
 from shim.api import convert
 from shim.api.codes import code_of
 from shim.errors import ShimError
+from shim.events import Subscription
 from shim.service.shim import Shim
 
 # A daemon may ping an idle connection as often as it likes: it would lose its Events.
@@ -36,7 +37,7 @@ def make_server(shim: Shim) -> grpc.aio.Server:
     return server
 
 
-def _answers(
+def answers(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[[Any, Request, Context], Awaitable[Response]]:
     """Serve a call in a task of its own: a caller that hangs up does not cut it in half."""
@@ -68,81 +69,87 @@ class Service(ShimServicer):
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
 
-    @_answers
+    @answers
     async def Create(self, request: shim_pb2.CreateRequest) -> shim_pb2.CreateResponse:
         return shim_pb2.CreateResponse(
             pid=await self._shim.create(convert.create_from_pb(request))
         )
 
-    @_answers
+    @answers
     async def Start(self, request: shim_pb2.StartRequest) -> Empty:
         await self._shim.start()
         return Empty()
 
-    @_answers
+    @answers
     async def Delete(self, request: shim_pb2.DeleteRequest) -> shim_pb2.DeleteResponse:
         return convert.exit_to_pb(await self._shim.delete(request.pid))
 
-    @_answers
+    @answers
     async def State(self, request: shim_pb2.StateRequest) -> shim_pb2.StateResponse:
         return convert.state_to_pb(self._shim.state())
 
-    @_answers
+    @answers
     async def Processes(self, request: shim_pb2.ProcessesRequest) -> shim_pb2.ProcessesResponse:
         found = await self._shim.processes(request.id)
         return shim_pb2.ProcessesResponse(processes=map(convert.process_to_pb, found))
 
-    @_answers
+    @answers
     async def Pause(self, request: shim_pb2.PauseRequest) -> Empty:
         await self._shim.pause()
         return Empty()
 
-    @_answers
+    @answers
     async def Resume(self, request: shim_pb2.ResumeRequest) -> Empty:
         await self._shim.resume()
         return Empty()
 
-    @_answers
+    @answers
     async def Checkpoint(self, request: shim_pb2.CheckpointRequest) -> Empty:
         await self._shim.checkpoint(convert.checkpoint_from_pb(request))
         return Empty()
 
-    @_answers
+    @answers
     async def Exit(self, request: shim_pb2.ExitRequest) -> Empty:
         await self._shim.exit()
         return Empty()
 
-    @_answers
+    @answers
     async def Kill(self, request: shim_pb2.KillRequest) -> Empty:
         await self._shim.kill(request.signal, request.all, request.pid)
         return Empty()
 
-    @_answers
+    @answers
     async def Exec(self, request: shim_pb2.ExecRequest) -> shim_pb2.ExecResponse:
         spec, stdio = convert.exec_from_pb(request)
         return shim_pb2.ExecResponse(pid=await self._shim.exec(spec, stdio))
 
-    @_answers
+    @answers
     async def Pty(self, request: shim_pb2.PtyRequest) -> Empty:
         await self._shim.pty(request.pid, request.width, request.height)
         return Empty()
 
-    @_answers
+    @answers
     async def CloseStdin(self, request: shim_pb2.CloseStdinRequest) -> Empty:
         await self._shim.close_stdin(request.pid)
         return Empty()
 
     async def Events(self, request: shim_pb2.EventsRequest, context: Context) -> None:
-        """An event counts as delivered when its write has ended."""
-        subscription = self._shim.events()
-        try:
-            # The headers tell the caller that from now on nothing is missed.
-            await context.send_initial_metadata(())
-            async for event in subscription:
-                await context.write(convert.event_to_pb(event))
-                subscription.delivered(event)
-        except ShimError as error:
-            await context.abort(code_of(error), str(error))
-            raise  # not reached: abort raises
-        finally:
-            subscription.close()
+        await stream_events(self._shim.events(), context)
+
+
+async def stream_events(subscription: Subscription, context: Context) -> None:
+    """Send events until the caller leaves; one counts as delivered when its write has ended.
+
+    Closes the subscription.
+    """
+    try:
+        # The headers tell the caller that from now on nothing is missed.
+        await context.send_initial_metadata(())
+        async for event in subscription:
+            await context.write(convert.event_to_pb(event))
+            subscription.delivered(event)
+    except ShimError as error:
+        await context.abort(code_of(error), str(error))
+        raise  # not reached: abort raises
+    finally:
+        subscription.close()

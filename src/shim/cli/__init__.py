@@ -7,23 +7,16 @@ from typing import Any
 import click
 
 from shim import __version__
-from shim.cli.create import create, restore
-from shim.cli.exec import exec_
+from shim.cli.containers import check, events, inspect, label, ps, rm, stop
 from shim.cli.host import host
-from shim.cli.inspect import events, ps, state
+from shim.cli.images import import_, snapshots
+from shim.cli.logs import logs
+from shim.cli.processes import attach, exec_
 from shim.cli.run import run
+from shim.cli.shell import completion, man
+from shim.cli.shim import group
 from shim.cli.streams import open_missing_streams
-from shim.cli.tasks import (
-    checkpoint,
-    close_stdin,
-    delete,
-    exit_,
-    kill,
-    pause,
-    pty,
-    resume,
-    start,
-)
+from shim.cli.top import top
 from shim.cli.upgrade import upgrade
 
 
@@ -39,27 +32,28 @@ class Program(click.Group):
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="denseshim")
 def main() -> None:
-    """Run containers through a shim, and speak with the shim of a container."""
+    """Run containers, with or without containerd."""
 
 
 for command in (
+    import_,
     run,
-    create,
-    start,
-    exec_,
-    kill,
-    pause,
-    resume,
-    state,
     ps,
+    inspect,
+    label,
+    exec_,
+    attach,
+    logs,
+    stop,
+    rm,
+    snapshots,
     events,
-    delete,
-    checkpoint,
-    restore,
-    pty,
-    close_stdin,
-    exit_,
+    top,
+    check,
     host,
     upgrade,
+    group,
+    completion,
+    man,
 ):
     main.add_command(command)

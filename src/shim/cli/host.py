@@ -26,12 +26,17 @@ _STOP_S: Final = 120.0
 @click.option("--stop", is_flag=True, help="End it; refused while there are containers.")
 @click.option("--force", is_flag=True, help="With --stop: kill and delete the containers.")
 @click.option("--status", is_flag=True, help="Show its version, processes and containers.")
+@click.option("--group", default="", metavar="NAME",
+              help="Let its members use containers of images.")  # fmt: skip
 @click.option("--debug", is_flag=True, help="Log more, to standard error.")
 @json_option
-def host(stop: bool, force: bool, status: bool, debug: bool, as_json: bool) -> None:
+def host(
+    stop: bool, force: bool, status: bool, group: str, debug: bool, as_json: bool
+) -> None:
     """Serve every container of the host, in the foreground, until --stop or SIGTERM.
 
-    The first container starts it by itself; run it to have it as a service of your own.
+    The first container starts it by itself; run it to have it as a service of your own. Who may use
+    containers of images is as good as root.
     """
     if (stop and status) or (force and not stop):
         raise click.UsageError("give one of --stop, --stop --force and --status")
@@ -41,12 +46,12 @@ def host(stop: bool, force: bool, status: bool, debug: bool, as_json: bool) -> N
         elif status:
             _show_status(as_json)
         else:
-            _serve(debug)
+            _serve(debug, group)
 
 
-def _serve(debug: bool) -> None:
+def _serve(debug: bool, group: str) -> None:
     try:
-        run(pair.host_directory(), Place(), debug=debug)
+        run(pair.host_directory(), Place(), debug=debug, group=group)
     except CannotStart as error:
         click.echo(f"denseshim: {error}", err=True)
         sys.exit(1)

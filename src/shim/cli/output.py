@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
@@ -29,7 +29,7 @@ def show_exit(ended: Exit, as_json: bool) -> None:
     if as_json:
         show_json({"exit_status": ended.status, "exited_at": ended.time})
     else:
-        click.echo(f"exit status {ended.status} at {_clock(ended.time)}")
+        click.echo(f"exit status {ended.status} at {clock(ended.time)}")
 
 
 def show_state(state: ContainerState, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def show_state(state: ContainerState, as_json: bool) -> None:
         return
     click.echo(f"id:      {state.id}\nbundle:  {state.bundle}")
     click.echo(f"pid:     {state.pid}\nstatus:  {state.status.value}")
-    _show_table(state.processes)
+    _show_processes(state.processes)
 
 
 def show_processes(processes: Iterable[ProcessInfo], as_json: bool) -> None:
@@ -47,7 +47,7 @@ def show_processes(processes: Iterable[ProcessInfo], as_json: bool) -> None:
     if as_json:
         show_json([asdict(row) for row in processes])
     else:
-        _show_table(processes)
+        _show_processes(processes)
 
 
 def show_event(event: Event, as_json: bool) -> None:
@@ -57,17 +57,27 @@ def show_event(event: Event, as_json: bool) -> None:
         return
     line = f"{event.id} {event.type.value} pid {event.pid}"
     if event.type is EventType.EXIT:
-        line += f" exit status {event.exit_status} at {_clock(event.exited_at)}"
+        line += f" exit status {event.exit_status} at {clock(event.exited_at)}"
     click.echo(line)
 
 
-def _show_table(processes: Iterable[ProcessInfo]) -> None:
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of words below a head, each column as wide as it has to be."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = (f"{word:{width}}" for word, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _show_processes(processes: Iterable[ProcessInfo]) -> None:
     click.echo(f"{'PID':>9}  {'STATUS':8}  COMMAND")
     for row in processes:
         click.echo(f"{row.pid:>9}  {row.status.value:8}  {' '.join(row.args)}".rstrip())
 
 
-def _clock(time: int) -> str:
+def clock(time: int) -> str:
+    """A time in ns since the epoch, as text."""
     return datetime.fromtimestamp(time // 10**9, UTC).isoformat()
 
 

@@ -43,3 +43,21 @@ SIGNAL = SignalType()
 def _named(name: str) -> int:
     known = signal.Signals.__members__.get(f"SIG{name}")
     return 0 if known is None else known.value
+
+
+class LabelType(click.ParamType[tuple[str, str]]):
+    """KEY=VALUE."""
+
+    name = "label"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """The key and the value, which may be empty."""
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is no label: give KEY=VALUE", param, ctx)
+        return key, text
+
+
+LABEL = LabelType()

@@ -20,6 +20,8 @@ _QUIET_MS: Final = 1000
 # A relay that is told to stop and is still there after this hangs in a write.
 _STOP_S: Final = 1.0
 
+DETACH_KEYS: Final = b"\x10\x11"  # Ctrl-P Ctrl-Q
+
 
 class Relay(threading.Thread):
     """Copies `source` to `target` until the end of `source`, or `stop`. Borrows both.
@@ -139,6 +141,38 @@ class InputRelay(Relay):
         self._told()
 
     def _write(self, data: bytes) -> None:
+        try:
+            super()._write(data)
+        except BrokenPipeError:
+            self.stop()  # the process reads no more
+
+
+class KeyRelay(Relay):
+    """Copies our stdin to the write end of a FIFO, which it takes.
+
+    With `keys` Ctrl-P Ctrl-Q is not copied, but ends it, and `left` is called; a Ctrl-P waits for
+    the next key. The end of our stdin ends it only.
+    """
+
+    def __init__(self, source: int, fifo: int, left: Callable[[], None], keys: bool) -> None:
+        super().__init__(source, fifo, lambda: os.close(fifo))
+        self._left, self._keys = left, keys
+        self._held = b""
+
+    def _write(self, data: bytes) -> None:
+        if self._keys:
+            data, self._held = self._held + data, b""
+            before, keys, _ = data.partition(DETACH_KEYS)
+            if before.endswith(DETACH_KEYS[:1]) and not keys:
+                before, self._held = before[:-1], DETACH_KEYS[:1]
+            self._copy(before)
+            if keys:
+                self._left()
+                self.stop()
+        else:
+            self._copy(data)
+
+    def _copy(self, data: bytes) -> None:
         try:
             super()._write(data)
         except BrokenPipeError:

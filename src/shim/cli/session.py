@@ -8,11 +8,12 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from shim.cli import terminal
 from shim.cli.attach import Attachment
-from shim.client import ExitWatch, ShimClient, steadily
+from shim.client import ExitWatch, steadily
+from shim.client.exits import Watched
 from shim.errors import FailedPrecondition, NotFound
 from shim.model import Stdio
 
@@ -29,14 +30,31 @@ _GONE: Final = (errno.EPIPE, errno.EIO)
 _Work = Callable[[], Coroutine[Any, Any, None]]
 
 
+class Container(Watched, Protocol):
+    """The client of a process's container: a shim of 2017, or a host's task."""
+
+    async def kill(self, signal: int, *, pid: int = 0) -> None:
+        """Send `signal` to process `pid`."""
+
+    async def pty(self, pid: int, width: int, height: int) -> None:
+        """Set the size of the terminal of process `pid`."""
+
+    async def close_stdin(self, pid: int) -> None:
+        """End the hold on the stdin of process `pid`."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a session runs: `begin` makes the process and gives its pid, `start` lets it run."""
 
     terminal: bool
     interactive: bool
-    begin: Callable[[ShimClient, Stdio], Awaitable[int]]
-    start: Callable[[ShimClient], Awaitable[None]]
+    begin: Callable[[Stdio], Awaitable[int]]
+    start: Callable[[], Awaitable[None]]
+
+
+async def already() -> None:
+    """The start of what runs from its beginning."""
 
 
 class Session:
@@ -68,8 +86,8 @@ class Session:
         for number in FORWARDED:
             self._loop.remove_signal_handler(number)
 
-    async def run(self, client: ShimClient, job: Job) -> int:
-        """Run `job` on the shim of `client`: the exit status of its process.
+    async def run(self, client: Container, job: Job) -> int:
+        """Run `job` in the container of `client`: the exit status of its process.
 
         When our stdout or stderr is closed by its reader the process is killed, and the status
         is that of SIGPIPE. Raises OSError when they fail otherwise, and the shim's errors.
@@ -89,13 +107,13 @@ class Session:
             self._attachment = stack.enter_context(attachment)
             if job.terminal and job.interactive:
                 stack.enter_context(terminal.raw(0))
-            self._pid = await job.begin(self._client, attachment.stdio)
+            self._pid = await job.begin(attachment.stdio)
             attachment.open_stdin(lambda: self._spawn(self._close_stdin))
             if job.terminal:
                 stack.callback(self._loop.remove_signal_handler, signal.SIGWINCH)
                 self._loop.add_signal_handler(signal.SIGWINCH, self._spawn, self._resize)
                 await self._resize()
-            await job.start(self._client)
+            await job.start()
             self._catch_up()
             status = await watch.status(self._pid)
             self._ended = True

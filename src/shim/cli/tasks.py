@@ -1,119 +1,79 @@
-"""Commands that are one call each: start, kill, pause, resume, pty, close-stdin, …"""
+"""What several commands do with a container's task, also while fronts die."""
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
+import os
+import signal
 from typing import Any
 
-import click
-
-from shim.cli.call import optional_socket_option, shim_command, with_client
-from shim.cli.output import show_exit, show_json
-from shim.cli.params import DIRECTORY, PID, SIGNAL, json_option
-from shim.cli.report import reported
-from shim.client import ShimClient, start_shim
-from shim.errors import InvalidArgument
-from shim.model import CheckpointRequest
+from shim.client import ExitWatch, TaskClient, once, steadily
+from shim.client.steady import RECONNECT_S
+from shim.errors import FailedPrecondition, NotFound, Unavailable
+from shim.model import Status, Stdio
 
 
-@click.command()
-@shim_command
-async def start(client: ShimClient) -> None:
-    """Start the created container."""
-    await client.start()
+async def create_task(task: TaskClient, stdio: Stdio) -> int:
+    """Create the task; its pid."""
+
+    async def find() -> int:
+        return (await task.state()).pid
+
+    return await once(task, lambda: task.create(stdio), find)
 
 
-@click.command()
-@click.option("--all", "everything", is_flag=True, help="Signal all processes.")
-@click.option("--pid", type=PID, default=0, help="Signal this process, not the init process.")
-@click.argument("signal", type=SIGNAL, default="TERM")
-@shim_command
-async def kill(client: ShimClient, signal: int, pid: int, everything: bool) -> None:
-    """Send SIGNAL, a name or a number (TERM), to the init process."""
-    await client.kill(signal, pid=pid, all=everything)
+async def start_task(task: TaskClient) -> None:
+    """Start the created task."""
+    try:
+        await task.start()
+        return
+    except Unavailable:
+        await task.ready(RECONNECT_S)
+    state = await steadily(task, task.state)
+    if state.status is Status.CREATED:
+        await task.start()
 
 
-@click.command()
-@shim_command
-async def pause(client: ShimClient) -> None:
-    """Freeze the container."""
-    await client.pause()
+async def end_task(task: TaskClient) -> None:
+    """Kill what runs of the task and delete it; nothing happens if there is none."""
+    try:
+        if await _delete_ended(task):
+            return
+        async with ExitWatch(task) as watch:
+            pid = (await steadily(task, task.state)).pid
+            await _kill_all(task)
+            await watch.status(pid)
+        await _delete_ended(task)
+    except NotFound:
+        return
 
 
-@click.command()
-@shim_command
-async def resume(client: ShimClient) -> None:
-    """Let the paused container go on."""
-    await client.resume()
+async def delete_task(task: TaskClient) -> None:
+    """Delete the task, if there is one. Raises FailedPrecondition when it runs."""
+    try:
+        await steadily(task, task.delete)
+    except NotFound:
+        return
 
 
-@click.command()
-@click.argument("pid", type=PID)
-@click.argument("width", type=click.IntRange(1))
-@click.argument("height", type=click.IntRange(1))
-@shim_command
-async def pty(client: ShimClient, pid: int, width: int, height: int) -> None:
-    """Set the size, in characters, of the terminal of process PID."""
-    await client.pty(pid, width, height)
+async def _delete_ended(task: TaskClient) -> bool:
+    try:
+        await delete_task(task)
+    except FailedPrecondition:
+        return False
+    return True
 
 
-@click.command("close-stdin")
-@click.argument("pid", type=PID)
-@shim_command
-async def close_stdin(client: ShimClient, pid: int) -> None:
-    """Let process PID read the end of its stdin, when all writers have closed it."""
-    await client.close_stdin(pid)
+async def _kill_all(task: TaskClient) -> None:
+    try:
+        await steadily(task, lambda: task.kill(signal.SIGKILL, all=True))
+    except (NotFound, FailedPrecondition):
+        return  # it has ended by itself
 
 
-@click.command("exit")
-@shim_command
-async def exit_(client: ShimClient) -> None:
-    """End the shim."""
-    await client.exit()
-
-
-@click.command()
-@click.option("--exit", "exit", is_flag=True, help="End the container afterwards.")
-@click.option("--allow-tcp", is_flag=True, help="Allow open TCP connections.")
-@click.option("--allow-unix-sockets", is_flag=True, help="Allow external unix sockets.")
-@click.option("--allow-terminal", is_flag=True, help="Allow a terminal.")
-@click.option("--file-locks", is_flag=True, help="Allow file locks.")
-@click.option("--empty-namespace", "empty_namespaces", multiple=True, help="Leave out its state.")
-@click.argument("image", type=click.Path(resolve_path=True))
-@shim_command
-async def checkpoint(client: ShimClient, /, **options: Any) -> None:
-    """Write the container's state to the directory IMAGE."""
-    await client.checkpoint(CheckpointRequest(**options))
-
-
-@click.command()
-@optional_socket_option
-@click.option("--bundle", type=DIRECTORY, help="Clean up what a dead shim left of this bundle.")
-@json_option
-@click.argument("pid", type=PID, default=0)
-def delete(socket: Path | None, bundle: Path | None, as_json: bool, pid: int) -> None:
-    """Delete the container, or forget the ended exec PID, and show how it ended.
-
-    With --bundle no shim is asked: whatever a dead one left is killed, unmounted and removed,
-    and nothing is shown ({} with --json).
-    """
-    if bundle is not None:
-        with reported(exit_code=1):
-            asyncio.run(_clean_up(bundle))
-        if as_json:
-            show_json({})
-    elif socket is not None:
-        with reported(exit_code=1):
-            ended = asyncio.run(with_client(socket, lambda client: client.delete(pid)))
-        show_exit(ended, as_json)
-    else:
-        raise click.UsageError("give --socket of a shim, or --bundle of a dead one")
-
-
-async def _clean_up(bundle: Path) -> None:
-    """A new shim on the bundle takes care of what it finds there."""
-    if not (bundle / "config.json").exists():
-        raise InvalidArgument(f"{bundle} is not a bundle: no config.json")
-    async with start_shim(bundle):
-        pass
+def process_of(config: dict[str, Any], command: tuple[str, ...], terminal: bool) -> dict[str, Any]:
+    """The OCI process that runs `command` as the container's own is run: an exec."""
+    process: dict[str, Any] = config["process"]
+    env = list(process.get("env", ()))
+    if terminal and not any(entry.startswith("TERM=") for entry in env):
+        env.append(f"TERM={os.environ.get('TERM', 'xterm')}")
+    return {**process, "args": list(command), "terminal": terminal, "env": env}

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
-from urllib.parse import quote
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -21,9 +19,7 @@ import grpc.aio
 from shim._pb.containerd.v1.services.shim import shim_pb2, shim_pb2_grpc
 from shim._pb.containerd.v1.types import types_pb2
 from shim.api import convert
-from shim.api.codes import error_of
-from shim.client.probe import is_listening
-from shim.errors import Unavailable
+from shim.client.channel import Caller, translated
 from shim.model import (
     CheckpointRequest,
     ContainerState,
@@ -34,19 +30,9 @@ from shim.model import (
     Stdio,
 )
 
-# The back-off is short: the shim's socket outlives its front. grpc.min_reconnect_backoff_ms
-# is left at its 20 s: in grpc's core it bounds one attempt to connect, and an attempt lasts as
-# long as a new front takes to start.
-_OPTIONS: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-)
-
 
 class EventStream:
-    """The events of a container, in order: an async iterator, to be left by `async with`.
+    """Events, in order: an async iterator, to be left by `async with`.
 
     It ends when the shim ends it; Unavailable is raised when the front dies.
     """
@@ -64,7 +50,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        with _translated(self._socket):
+        with translated(self._socket):
             message = await self._call.read()
         if not isinstance(message, types_pb2.Event):
             raise StopAsyncIteration
@@ -75,38 +61,17 @@ class EventStream:
 
         A shim that sends none within `timeout` seconds has long read the request all the same.
         """
-        with contextlib.suppress(TimeoutError), _translated(self._socket):
-            await asyncio.wait_for(self._call.initial_metadata(), timeout)
+        with contextlib.suppress(TimeoutError), translated(self._socket):
+            # Not wait_for: of Python 3.11 it forgets a cancellation that comes with the answer.
+            async with asyncio.timeout(timeout):
+                await self._call.initial_metadata()
 
 
-class ShimClient:
+class ShimClient(Caller):
     """One shim, by the path of its socket. An async context manager: calls go inside."""
 
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-
-    async def __aenter__(self) -> Self:
-        target = "unix:" + quote(str(self.socket.absolute()))
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._stub: Any = shim_pb2_grpc.ShimStub(self._channel)  # type: ignore[no-untyped-call]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._channel.close()
-
-    async def ready(self, timeout: float) -> None:
-        """Return when the shim answers. Raises Unavailable if it does not within `timeout` s."""
-        try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout)
-        except TimeoutError:
-            raise Unavailable(
-                f"no shim answers on {self.socket} in {timeout:g} s: is it still running?"
-            ) from None
+    def _bind(self, channel: grpc.aio.Channel) -> None:
+        self._stub: Any = shim_pb2_grpc.ShimStub(channel)  # type: ignore[no-untyped-call]
 
     async def create(self, request: CreateRequest, *, timeout: float | None = None) -> int:
         """Create the container, not started, and return its init process's pid."""
@@ -183,19 +148,3 @@ class ShimClient:
     async def close_stdin(self, pid: int, *, timeout: float | None = None) -> None:
         """End the shim's hold on the stdin of process `pid`."""
         await self._answer(self._stub.CloseStdin, shim_pb2.CloseStdinRequest(pid=pid), timeout)
-
-    async def _answer(self, method: Any, request: Any, timeout: float | None) -> Any:
-        with _translated(self.socket):
-            return await method(request, timeout=timeout)
-
-
-@contextlib.contextmanager
-def _translated(socket: Path) -> Iterator[None]:
-    """Turn grpc's error into the shim's own."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        failure = error_of(error.code(), error.details() or error.code().name)
-        if isinstance(failure, Unavailable) and not is_listening(socket):
-            failure = Unavailable(f"no shim answers on {socket}")
-        raise failure from error

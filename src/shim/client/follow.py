@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
-from shim.client.calls import ShimClient
+from shim.client.calls import EventStream
 from shim.client.probe import is_listening
-from shim.client.steady import RECONNECT_S
+from shim.client.steady import RECONNECT_S, Reconnects
 from shim.errors import Unavailable
 from shim.model import Event
 
@@ -16,8 +17,17 @@ from shim.model import Event
 _LOOK_S: Final = 0.5
 
 
-async def follow_events(client: ShimClient) -> AsyncIterator[Event]:
-    """The events of a container, also across the death of the shim's front; ends with the shim.
+class Followed(Reconnects, Protocol):
+    """A client with events: of a shim, of a host, of a task."""
+
+    socket: Path
+
+    def events(self) -> EventStream:
+        """Subscribe now."""
+
+
+async def follow_events(client: Followed) -> AsyncIterator[Event]:
+    """The events of a client, also across the death of the shim's front; ends with the shim.
 
     Raises Unavailable when no shim answers from the beginning, or its front stays away.
     """
@@ -33,7 +43,7 @@ async def follow_events(client: ShimClient) -> AsyncIterator[Event]:
             return
 
 
-async def _comes_back(client: ShimClient) -> bool:
+async def _comes_back(client: Followed) -> bool:
     """Wait for the next front; False when the shim is gone instead."""
     for _ in range(int(RECONNECT_S / _LOOK_S)):
         if not is_listening(client.socket):

@@ -70,7 +70,7 @@ async def start_shim(
                     yield client
         finally:
             try:
-                await _undisturbed(_end(client, process))
+                await undisturbed(_end(client, process))
             finally:
                 path.unlink(missing_ok=True)
 
@@ -144,14 +144,14 @@ async def _retired(client: StartedShim, process: asyncio.subprocess.Process) -> 
         yield
     except BaseException as error:
         try:
-            await _undisturbed(_retire(client, process))
+            await undisturbed(_retire(client, process))
         except (ShimError, asyncio.CancelledError) as failure:
             error.add_note(f"while the shim was ended: {failure!r}")
         raise
-    await _undisturbed(_retire(client, process))
+    await undisturbed(_retire(client, process))
 
 
-async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:
+async def undisturbed(work: Coroutine[Any, Any, None]) -> None:
     """Do `work` to its end, also when we are cancelled meanwhile: that is raised afterwards."""
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None

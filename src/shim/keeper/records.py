@@ -69,6 +69,7 @@ class Flag(enum.IntFlag):
     FRAMES = 32
     DOOR = 64
     STAY = 128
+    ANYBODY = 256
     LARGE = 1 << 16
 
 

@@ -75,8 +75,8 @@ class Creation:
         # A later front need not look for it, on a file system that may hang by then.
         self._facts.options = replace(self._facts.options, runtime=runtime.program)
         stdio = self._request.stdio
-        # The service of 2017 shows the process; today's does not, and there are many.
-        shown = {} if self._facts.namespace else config.get("process")
+        # The services of 2017 show the process; today's does not, and there are many.
+        shown = {} if self._facts.address else config.get("process")
         with self._home.builder(self._facts, stdio) as builder:
             spec = ProcessSpec.read(shown, stdio.terminal)
             init = Process(self._host.keeper.new_id(), spec, stdio, builder.stdio)

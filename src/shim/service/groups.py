@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from shim.errors import FailedPrecondition, ShimError
 from shim.keeper.client import Held, KeeperClient
@@ -54,6 +54,12 @@ class Group:
         return int.from_bytes(hashlib.sha256(os.fsencode(self.ttrpc)).digest()[:7], "big") + 1
 
 
+# Of the tasks that have no containerd: it has no socket, and is none of those that are listed.
+STANDALONE: Final = Group(
+    1, "", "", "denseshim", "", Launcher({"PATH": os.environ.get("PATH", os.defpath)})
+)
+
+
 class TakenElsewhere(Exception):
     """Another shim, none of ours, serves this very group already."""
 
@@ -86,8 +92,8 @@ class Groups:
         return iter(self._groups.values())
 
     def get(self, id: int) -> Group | None:
-        """The group with that listener."""
-        return self._groups.get(id)
+        """The group with that listener, or STANDALONE."""
+        return STANDALONE if id == STANDALONE.id else self._groups.get(id)
 
     def at(self, path: str) -> Group | None:
         """The group with that socket."""

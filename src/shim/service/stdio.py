@@ -1,6 +1,7 @@
 """The streams of one process: from the client's FIFOs to its pipes or its terminal.
 
-Today's API also takes files, and programs that log (contract: runtime-v2, IO).
+Today's API also takes files, and programs that log (contract: runtime-v2, IO); both it and the
+machine's own containers take logs that the keeper writes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 from shim.blocking import BlockingPool
 from shim.errors import InvalidArgument
-from shim.keeper.client import Held, KeeperClient, Stream
+from shim.keeper.client import Held, KeeperClient, LogPlace, Stream
 from shim.keeper.records import Flag
 from shim.model import Stdio
 from shim.service.logger import Logger, LogNames, start_logger
@@ -21,6 +22,7 @@ from shim.stdio import (
     Descriptors,
     FoundFifo,
     Link,
+    LogDirectory,
     OutputFile,
     OutputPipe,
     Place,
@@ -28,7 +30,9 @@ from shim.stdio import (
     close_all,
     find_fifo,
     open_file,
+    open_log,
     open_sink,
+    parse_log,
     parse_place,
     pipe_between_children,
     pipe_for_input,
@@ -50,7 +54,7 @@ LOGGED = (Scheme.BINARY, Scheme.BINARY_V2)
 _FIFOS = (Scheme.PATH, Scheme.FIFO)
 
 _log = logging.getLogger(__name__)
-End: TypeAlias = FoundFifo | OutputPipe | OutputFile
+End: TypeAlias = FoundFifo | OutputPipe | OutputFile | LogDirectory
 Opener: TypeAlias = Callable[[str], End]
 
 
@@ -119,6 +123,11 @@ class ProcessStdio:
                 else:
                     stream.finish()
 
+    async def delivered(self) -> None:
+        """Return when all output is delivered, which may be never."""
+        for stream in self._open_outputs():
+            await stream.wait()
+
     async def drain(self, what: str) -> None:
         """Wait until all output is delivered, as long as its client reads; then cut the rest.
 
@@ -138,6 +147,14 @@ class ProcessStdio:
         self._cut_streams()
         if self._logger is not None:
             await self._logger.end()
+
+    def is_open(self) -> bool:
+        """Whether an output has not ended: more may come, or reach its client."""
+        return bool(self._open_outputs())
+
+    async def written(self) -> int:
+        """The bytes of the outputs that go on, as far as they have reached their clients."""
+        return sum((await self._undelivered()).values())
 
     async def _undelivered(self) -> dict[Stream, int]:
         """The outputs that have not reached their clients, with the bytes that have."""
@@ -192,6 +209,7 @@ class StdioBuilder:
         self._names = names
         self._places = _places(stdio) if names else _paths(stdio)
         self._owned = Descriptors()
+        self._log = keeper.new_id()  # which stdout and stderr share, if it is one
         self._ends: dict[str, End] = {}  # the client's, or its logging program's
         self._pipes: dict[str, Link] = {}  # to the logging program
         self.stdio = ProcessStdio(
@@ -253,7 +271,7 @@ class StdioBuilder:
     def _opener(self, name: str, place: Place) -> Opener:
         if self._names is None or name == "stdin":
             return find_fifo
-        return open_file if place.scheme is Scheme.FILE else open_sink
+        return _OPENERS.get(place.scheme, open_sink)
 
     async def _start_logger(self) -> None:
         """Start the program with the read ends of two pipes."""
@@ -305,10 +323,18 @@ class StdioBuilder:
                 flags = Flag.OUTPUT | Flag.STAY
                 stream = await self._keeper.relay(id, descriptor, end.sink, end.hold, flags)
                 self.stdio.add(name, stream)
+            elif isinstance(end, LogDirectory):
+                self.stdio.add(name, await self._write_log(name, descriptor, end.directory))
             else:
                 self.stdio.add(name, await self._keeper.relay(id, descriptor, end.sink))
         if fifos:
             await self._relay_fifos(fifos)
+
+    async def _write_log(self, name: str, source: int, directory: int) -> Stream:
+        files = parse_log(self._places[name])
+        place = LogPlace(self._log, directory, files.name, files.limit, files.files)
+        flags = Flag.STAY | (Flag.STDERR if name == "stderr" else Flag(0))
+        return await self._keeper.relay_to_log(self.stdio.ids[name], source, place, flags)
 
     async def _relay_fifos(self, fifos: Mapping[str, tuple[int, int]]) -> None:
         what = f"open {self._named(fifos)}"
@@ -326,13 +352,16 @@ class StdioBuilder:
             self.stdio.add(name, stream)
 
 
+_OPENERS: dict[Scheme, Opener] = {Scheme.FILE: open_file, Scheme.LOG: open_log}
+
+
 def _open_all(wanted: Mapping[str, tuple[Opener, str]]) -> dict[str, End]:
-    """Open each; a file that two are to go to once: the keeper gets another number for it."""
+    """Open each; a file or log that two go to once: the keeper gets another number for it."""
     found: dict[str, End] = {}
     with Descriptors() as owned:
         for name, asked in wanted.items():
             known = [found[other] for other in found if wanted[other] == asked]
-            files = [end for end in known if isinstance(end, OutputFile)]
+            files = [end for end in known if isinstance(end, OutputFile | LogDirectory)]
             opener, path = asked
             found[name] = end = files[0] if files else opener(path)
             for descriptor in end:
@@ -370,6 +399,8 @@ def _places(stdio: Stdio) -> dict[str, Place]:
     output = parse_place(stdio.stdout)
     if output.scheme is Scheme.FILE and stdio.terminal:
         raise InvalidArgument("a terminal's output cannot go to file://; use a FIFO")
+    if output.scheme is Scheme.LOG:
+        parse_log(output)
     if output.scheme in LOGGED and not stdio.terminal:
         places.pop("stdin", None)
     for name, place in places.items():

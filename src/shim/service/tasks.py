@@ -24,7 +24,7 @@ from shim.service.commands import Commands
 from shim.service.container import Container
 from shim.service.create import Creation
 from shim.service.ending import kill_child
-from shim.service.groups import Group, Groups
+from shim.service.groups import STANDALONE, Group, Groups
 from shim.service.host import Home, Host
 from shim.service.orphan import Orphan
 from shim.service.record import ContainerRecord, Facts
@@ -87,6 +87,15 @@ class Tasks:
         groups = [container.facts.group for container in self]
         groups += [work.group for work in self._busy.values()]
         return group.id in groups
+
+    def holds(self, group: Group, id: str) -> bool:
+        """Whether this container is there, being made or being removed. Any thread may ask."""
+        key = (group.address, group.namespace, id)
+        return key in self._containers or key in self._busy
+
+    async def settled(self, group: Group, id: str) -> Container | None:
+        """The container that is there, once it is not being created or removed any more."""
+        return await self._settled((group.address, group.namespace, id))
 
     # -- after an earlier front, or an earlier keeper
 
@@ -177,11 +186,13 @@ class Tasks:
         except (ShimError, OSError) as error:
             _log.error("%s: not removed: %s", home.record.directory, error)
             return
-        if container is None:
-            home.record.destroy()
-        else:
+        if container is not None:
             self._containers[key] = container
             self._former.pop(key)
+            return
+        home.record.destroy()
+        if key[:2] == (STANDALONE.address, STANDALONE.namespace):
+            self._cut_former(key)  # its client has seen the call fail: it does not come again
 
     async def _finish_deleting(self, container: Container) -> None:
         """An earlier front had begun; its caller, if still there, joins in."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65nseshim/host/v1/host.proto\x12\x11\x64\x65nseshim.host.v1\"5\n\x05Limit\x12\x10\n\x08resource\x18\x01 \x01(\r\x12\x0c\n\x04soft\x18\x02 \x01(\x04\x12\x0c\n\x04hard\x18\x03 \x01(\x04\"\xa6\x01\n\rLaunchRequest\x12\x0c\n\x04\x61rgv\x18\x01 \x03(\x0c\x12\x0b\n\x03\x65nv\x18\x02 \x03(\x0c\x12\x0b\n\x03\x63wd\x18\x03 \x01(\x0c\x12\r\n\x05stdin\x18\x04 \x01(\x0c\x12\r\n\x05umask\x18\x05 \x01(\r\x12(\n\x06limits\x18\x06 \x03(\x0b\x32\x18.denseshim.host.v1.Limit\x12\x0e\n\x06\x63group\x18\x07 \x01(\x0c\x12\x15\n\room_score_adj\x18\x08 \x01(\x11\"O\n\x0eLaunchResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06stdout\x18\x02 \x01(\x0c\x12\x0e\n\x06stderr\x18\x03 \x01(\x0c\x12\r\n\x05\x61part\x18\x04 \x01(\x08\"\x1c\n\x0bStopRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0e\n\x0cStopResponse\"\x0f\n\rStatusRequest\"\\\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nkeeper_pid\x18\x02 \x01(\r\x12\x11\n\tfront_pid\x18\x03 \x01(\r\x12\x12\n\ncontainers\x18\x04 \x01(\r\" \n\x0eUpgradeRequest\x12\x0e\n\x06python\x18\x01 \x01(\x0c\"\"\n\x0fUpgradeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t2\xbf\x02\n\x04Host\x12M\n\x06Launch\x12 .denseshim.host.v1.LaunchRequest\x1a!.denseshim.host.v1.LaunchResponse\x12G\n\x04Stop\x12\x1e.denseshim.host.v1.StopRequest\x1a\x1f.denseshim.host.v1.StopResponse\x12M\n\x06Status\x12 .denseshim.host.v1.StatusRequest\x1a!.denseshim.host.v1.StatusResponse\x12P\n\x07Upgrade\x12!.denseshim.host.v1.UpgradeRequest\x1a\".denseshim.host.v1.UpgradeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65nseshim/host/v1/host.proto\x12\x11\x64\x65nseshim.host.v1\"5\n\x05Limit\x12\x10\n\x08resource\x18\x01 \x01(\r\x12\x0c\n\x04soft\x18\x02 \x01(\x04\x12\x0c\n\x04hard\x18\x03 \x01(\x04\"\xa6\x01\n\rLaunchRequest\x12\x0c\n\x04\x61rgv\x18\x01 \x03(\x0c\x12\x0b\n\x03\x65nv\x18\x02 \x03(\x0c\x12\x0b\n\x03\x63wd\x18\x03 \x01(\x0c\x12\r\n\x05stdin\x18\x04 \x01(\x0c\x12\r\n\x05umask\x18\x05 \x01(\r\x12(\n\x06limits\x18\x06 \x03(\x0b\x32\x18.denseshim.host.v1.Limit\x12\x0e\n\x06\x63group\x18\x07 \x01(\x0c\x12\x15\n\room_score_adj\x18\x08 \x01(\x11\"O\n\x0eLaunchResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06stdout\x18\x02 \x01(\x0c\x12\x0e\n\x06stderr\x18\x03 \x01(\x0c\x12\r\n\x05\x61part\x18\x04 \x01(\x08\"\x1c\n\x0bStopRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0e\n\x0cStopResponse\"\x0f\n\rStatusRequest\"\\\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nkeeper_pid\x18\x02 \x01(\r\x12\x11\n\tfront_pid\x18\x03 \x01(\r\x12\x12\n\ncontainers\x18\x04 \x01(\r\" \n\x0eUpgradeRequest\x12\x0e\n\x06python\x18\x01 \x01(\x0c\"\"\n\x0fUpgradeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x0c\n\nApiRequest\"\x1d\n\x0b\x41piResponse\x12\x0e\n\x06socket\x18\x01 \x01(\t2\x85\x03\n\x04Host\x12M\n\x06Launch\x12 .denseshim.host.v1.LaunchRequest\x1a!.denseshim.host.v1.LaunchResponse\x12G\n\x04Stop\x12\x1e.denseshim.host.v1.StopRequest\x1a\x1f.denseshim.host.v1.StopResponse\x12M\n\x06Status\x12 .denseshim.host.v1.StatusRequest\x1a!.denseshim.host.v1.StatusResponse\x12P\n\x07Upgrade\x12!.denseshim.host.v1.UpgradeRequest\x1a\".denseshim.host.v1.UpgradeResponse\x12\x44\n\x03\x41pi\x12\x1d.denseshim.host.v1.ApiRequest\x1a\x1e.denseshim.host.v1.ApiResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPGRADEREQUEST']._serialized_end=545
   _globals['_UPGRADERESPONSE']._serialized_start=547
   _globals['_UPGRADERESPONSE']._serialized_end=581
-  _globals['_HOST']._serialized_start=584
-  _globals['_HOST']._serialized_end=903
+  _globals['_APIREQUEST']._serialized_start=583
+  _globals['_APIREQUEST']._serialized_end=595
+  _globals['_APIRESPONSE']._serialized_start=597
+  _globals['_APIRESPONSE']._serialized_end=626
+  _globals['_HOST']._serialized_start=629
+  _globals['_HOST']._serialized_end=1018
 # @@protoc_insertion_point(module_scope)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from shim.cli.call import socket_option, with_client
 from shim.cli.output import show_pid
 from shim.cli.params import ATTACHED, json_option
 from shim.cli.report import OWN_FAILURE, reported
-from shim.cli.session import Job, interruptible
+from shim.cli.session import Job, already, interruptible
+from shim.cli.shim.call import socket_option, with_client
 from shim.client import ShimClient, steadily
 from shim.errors import NotFound
 from shim.model import Stdio
@@ -58,11 +58,11 @@ async def _attached(
 ) -> int:
     pids: list[int] = []
 
-    async def begin(client: ShimClient, stdio: Stdio) -> int:
+    async def begin(stdio: Stdio) -> int:
         pids.append(await client.exec(process(command, terminal=terminal), stdio))
         return pids[0]
 
-    job = Job(terminal, interactive, begin, _nothing)
+    job = Job(terminal, interactive, begin, already)
     status = await interruptible(lambda session: session.run(client, job))
     for pid in pids:
         await _forget(client, pid)
@@ -74,7 +74,3 @@ async def _forget(client: ShimClient, pid: int) -> None:
         await steadily(client, lambda: client.delete(pid))
     except NotFound:
         return  # forgotten before a front died under the call
-
-
-async def _nothing(_: ShimClient) -> None:
-    """An exec runs from the beginning."""

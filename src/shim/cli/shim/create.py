@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from shim.cli.call import shim_command
 from shim.cli.output import show_pid
 from shim.cli.params import DIRECTORY, FIFO, json_option, runtime_option
+from shim.cli.shim.call import shim_command
 from shim.client import ShimClient
 from shim.model import CreateRequest, RuntimeOptions, Stdio
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from shim.cli.call import shim_command
 from shim.cli.output import show_event, show_processes, show_state
 from shim.cli.params import json_option
+from shim.cli.shim.call import shim_command
 from shim.client import ShimClient, follow_events
 
 

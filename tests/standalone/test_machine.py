@@ -1,0 +1,148 @@
+"""The socket itself and the Machine service: imports, who may call, what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from shim._pb.denseshim.machine.v1 import machine_pb2 as pb
+from shim.snapshots.image import Defaults
+from tests.integration.support import until
+from tests.standalone.support import Api, StandaloneNode, refused
+
+NAMES = {
+    "containerd.v1.Containers",
+    "containerd.v1.services.execution.Tasks",
+    "containerd.v1.snapshot.Snapshot",
+    "denseshim.machine.v1.Machine",
+}
+# Prints what became of a call: at once hung up on, or answered.
+CALL = """
+import os, sys
+import grpc
+from shim._pb.denseshim.machine.v1 import machine_pb2, machine_pb2_grpc
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(65534)
+with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
+    stub = machine_pb2_grpc.MachineStub(channel)
+    try:
+        stub.Check(machine_pb2.CheckRequest(), timeout=20)
+        print("answered")
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+
+
+async def test_a_host_serves_nothing_before_it_is_asked(node: StandaloneNode) -> None:
+    node.start()
+    assert not node.inside("/run/denseshim.sock").exists()
+    assert not node.library.exists()
+    socket = node.serve()
+    assert socket == node.serve()
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(node.library.stat().st_mode) == 0o700
+    async with Api(socket) as api:
+        assert list((await api.machine.Check(pb.CheckRequest())).problems) == []
+    node.stop()
+    assert not socket.exists()
+    assert node.library.exists()
+
+
+def test_a_front_that_serves_containerd_alone_does_not_load_it() -> None:
+    ours = ("shim.metadata", "shim.snapshots")
+    heavy = ("sqlite3", "re2", "grpc_health.v1", "grpc_reflection.v1alpha", *ours)
+    program = f"import sys, shim.front; print([n for n in {heavy!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
+
+
+async def test_health_and_reflection(api: Api) -> None:
+    health = health_pb2_grpc.HealthStub(api.channel)
+    for name in ("", *NAMES):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(api.channel)
+    wanted = reflection_pb2.ServerReflectionRequest(list_services="")
+    stream = reflection.ServerReflectionInfo(iter([wanted]))
+    found = [service.name for answer in [await stream.read()]
+             for service in answer.list_services_response.service]  # fmt: skip
+    assert {*found} > NAMES
+    stream.cancel()
+
+
+async def test_the_members_of_a_group_may_call(node: StandaloneNode) -> None:
+    group = grp.getgrgid(65534)
+    socket = node.start(f"--group={group.gr_name}").serve()
+    assert (stat.S_IMODE(socket.stat().st_mode), socket.stat().st_gid) == (0o660, group.gr_gid)
+    there = "/run/denseshim.sock"
+    answers = [
+        await asyncio.to_thread(node.run, sys.executable, "-c", CALL, there, gid)
+        for gid in (str(group.gr_gid), "60000")
+    ]
+    assert [answer.stdout for answer in answers] == [b"answered\n", b"UNAVAILABLE\n"]
+
+
+async def test_what_an_import_says(api: Api, rootfs: Path) -> None:
+    made = await api.import_path("busybox", rootfs)
+    assert (made.name, Defaults.from_bytes(made.config)) == ("busybox", Defaults())
+    image = await api.machine.Image(pb.ImageRequest(name="busybox"))
+    assert image.name == "busybox"
+    async with refused(grpc.StatusCode.NOT_FOUND, "missing"):
+        await api.machine.Image(pb.ImageRequest(name="missing"))
+    for path in ("relative", ""):
+        async with refused(grpc.StatusCode.INVALID_ARGUMENT, "absolute"):
+            await api.import_path("other", Path(path))
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT, "/nothing"):
+        await api.import_path("other", Path("/nothing"))
+
+
+async def test_an_import_ends_undone_when_its_caller_goes(
+    api: Api, node: StandaloneNode, tmp_path: Path
+) -> None:
+    """It reads a file that is as large as one can be; nothing of it is left."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with (tree / "hole").open("wb") as hole:
+        hole.truncate(100 << 30)
+    (tree / "data").write_bytes(os.urandom(64 << 20))
+    for number in range(20):
+        os.link(tree / "data", tree / f"other{number}")
+    call = api.machine.Import(pb.ImportRequest(name="endless", path=str(tree)))
+    first = await call.read()
+    assert first.what == "files"
+    call.cancel()
+    snapshots = node.library / "snapshots"
+    await until(
+        lambda: not [name for name in os.listdir(snapshots) if name.isdigit()], "its files' end"
+    )
+    async with refused(grpc.StatusCode.NOT_FOUND):
+        await api.machine.Image(pb.ImageRequest(name="endless"))
+
+
+async def test_inspect(api: Api, image: str, new_id: Callable[[], str]) -> None:
+    id = new_id()
+    await api.prepare(id, image)
+    await api.create_container(id, ["sleep", "1000"], rootfs=id)
+    asked = pb.InspectRequest(container_id=id)
+    found = await api.machine.Inspect(asked)
+    assert (found.pid, found.HasField("exited_at")) == (0, False)
+    assert found.created_at == found.updated_at
+    pid = await api.create(id)
+    await api.start(id)
+    found = await api.machine.Inspect(asked)
+    assert (found.pid, found.terminal, found.output_open) == (pid, False, False)
+    assert [one.args for one in found.processes] == [["sleep", "1000"]]
+    assert Path(found.bundle).name == id
+    async with refused(grpc.StatusCode.NOT_FOUND):
+        await api.machine.Inspect(pb.InspectRequest(container_id=new_id()))
