@@ -63,7 +63,7 @@ cdef inline uint64_t capacity(Stream *stream) noexcept nogil:
 cdef inline void note_moved(Relay *relay, uint32_t slot, uint64_t moved) noexcept nogil:
     """What a container's stream has moved in its turn, and so how long the next may wait."""
     cdef Stream *stream = &relay.streams[slot]
-    cdef uint64_t wait = relay.now - relay.last_look
+    cdef uint64_t wait = min(relay.now - relay.last_look, <uint64_t>SECOND)
     if is_hot(relay) and ROOM * moved * BULK_TIME > capacity(stream) * wait:
         grow(relay, slot)
     if moved:
