@@ -114,7 +114,7 @@ class Runtime:
         self._log = bundle / "log.json"
         self._spawn = spawn
         self.pid_file = bundle / "init.pid"  # of create and restore
-        self.work = bundle / "work"  # CRIU's work directory, of restore and checkpoint
+        self.work = _work(bundle)  # CRIU's work directory, of restore and checkpoint
 
     def using(self, spawn: Spawn) -> Runtime:
         """The same runtime, started through another spawner."""
@@ -308,6 +308,12 @@ class Runtime:
         except OSError as error:
             return f"its log {self._log} cannot be read: {error.strerror}"
         return next(filter(None, map(_error_message, reversed(log.splitlines()))), "")
+
+
+def _work(bundle: Path) -> Path:
+    """Containerd has a link to a directory of its own there (contract: runtime-v2, 1.5, 3.4)."""
+    work = bundle / "work"
+    return work / "criu-work" if work.is_symlink() else work
 
 
 def runtime_environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -107,6 +107,15 @@ async def test_checkpoint_with_a_work_directory_of_the_callers(fake, bundle):
     assert argv(bundle) == ["checkpoint", "--image-path", "/image", "--work-path", "/w", "c1"]
 
 
+async def test_the_work_directory_is_not_containerds(bundle, spawner):
+    """It has a link in the bundle, to what is its own."""
+    theirs = bundle / "theirs"
+    theirs.mkdir()
+    (bundle / "work").symlink_to(theirs)
+    runtime = Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, OURSELVES)
+    assert runtime.work == bundle / "work" / "criu-work"
+
+
 async def test_update_gives_the_resources_on_stdin(fake, bundle):
     behave(bundle, 'cat >"$bundle/resources"')
     await fake.update("c1", b'{"pids": {"limit": 7}}')

@@ -21,17 +21,19 @@ async def write(
     """Write the image to `request.image`, an absolute path.
 
     On failure CRIU's log stays as BUNDLE/criu-dump.log, and the error names it. The work
-    directory goes in any case. Raises InvalidArgument, RuntimeFailed.
+    directory goes in any case, unless it is the caller's. Raises InvalidArgument, RuntimeFailed.
     """
     if not request.image.startswith("/") or "\0" in request.image:
         raise InvalidArgument(f"the image directory {request.image!r} is not an absolute path")
+    work = Path(request.work) if request.work else runtime.work
     try:
         await runtime.checkpoint(facts.id, request)
     except RuntimeFailed as error:
-        log = await pool.run("keep CRIU's log", FILE_LIMIT, _keep_log, runtime.work, facts.bundle)
+        log = await pool.run("keep CRIU's log", FILE_LIMIT, _keep_log, work, facts.bundle)
         raise RuntimeFailed(f"{error}; CRIU's log: {log}" if log else str(error)) from error
     finally:
-        await pool.run("remove CRIU's work", FILE_LIMIT, _remove, runtime.work)
+        if not request.work:
+            await pool.run("remove CRIU's work", FILE_LIMIT, _remove, work)
 
 
 def _keep_log(work: Path, bundle: str) -> str:

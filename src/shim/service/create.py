@@ -200,8 +200,7 @@ async def undo(home: Home, facts: Facts, runtime: Runtime, killed: bool = False)
     remove = partial(shutil.rmtree, runtime.work, ignore_errors=True)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(runtime.pid_file.unlink, missing_ok=True)
-        if not runtime.work.is_symlink():  # containerd's own
-            stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
+        stack.push_async_callback(host.pool.run, "remove CRIU's work", FILE_LIMIT, remove)
         stack.push_async_callback(host.pool.run, f"unmount {rootfs}", FILE_LIMIT, unmount)
         if facts.intent:
             stack.push_async_callback(
