@@ -28,6 +28,13 @@ def test_with_parameters_a_message(task_api: str) -> None:
     assert found == BootstrapResult(version=3, address=f"unix://{PATH}", protocol="ttrpc")
 
 
+@pytest.mark.parametrize(("task_api", "version"), [("", 2), ("ttrpc", 2), ("grpc", 3)])
+def test_a_container_of_its_own_has_a_start_of_its_own(task_api: str, version: int) -> None:
+    """From version 3 on a containerd would create the rest of the pod on the same address."""
+    stdout = answer.started(PATH, BootstrapParams(), task_api, alone=True)
+    assert BootstrapResult.FromString(stdout).version == version
+
+
 def test_grpc_has_the_bare_path() -> None:
     found = BootstrapResult.FromString(answer.started(PATH, BootstrapParams(), "grpc"))
     assert found == BootstrapResult(version=3, address=PATH, protocol="grpc")

@@ -21,6 +21,7 @@ from shim.api.upgrade import upgrade
 from shim.bootstrap import answer
 from shim.bootstrap.arguments import Action, Invocation, parse
 from shim.bootstrap.group import (
+    Kind,
     Scope,
     annotations_of,
     apart_keys,
@@ -172,20 +173,22 @@ class HostService:
                 alone=stands_apart(request.oom_score_adj),
             )
 
-        def make_known() -> str:
+        def make_known() -> tuple[str, Kind]:
             """The path of the group's socket, written to the bundle; empty: not ours."""
             scope = scope_of(read_config(bundle))
             if not self._pair.serves(scope):
-                return ""
+                return "", scope.kind
             path = _path_of(invocation, start, scope)
             _write_address(bundle, answer.address(path))
-            return path
+            return path, scope.kind
 
-        path = await self._pair.host.pool.run(f"look at {bundle}", FILE_LIMIT, make_known)
+        what = f"look at {bundle}"
+        path, kind = await self._pair.host.pool.run(what, FILE_LIMIT, make_known)
         if not path:
             return host_pb2.LaunchResponse(apart=True)
         grpc = options.task_api == "grpc"
-        stdout = answer.started(path, start.params, options.task_api)
+        alone = kind is Kind.CONTAINER
+        stdout = answer.started(path, start.params, options.task_api, alone)
         await self._open(path, invocation, ttrpc, launcher, grpc)
         return host_pb2.LaunchResponse(stdout=stdout)
 

@@ -19,14 +19,19 @@ RUNTIME: Final = "io.containerd.dense.v2"
 FEATURES: Final = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 KILLED: Final = 137
 
-_VERSION: Final = 3  # of the task service
+# Of the task service. Who answers with the second serves a pod's further containers without being
+# started for each (contract: runtime-v2, 1.6).
+_ALONE, _SHARED = 2, 3
 
 
-def started(path: str, params: BootstrapParams | None, task_api: str) -> bytes:
+def started(
+    path: str, params: BootstrapParams | None, task_api: str, alone: bool = False
+) -> bytes:
     """Where containerd is to call the container's service: on the socket at `path`.
 
-    task_api: "ttrpc", "grpc", or "" for ttrpc. Raises InvalidArgument for grpc under a containerd
-    that has no such thing.
+    task_api: "ttrpc", "grpc", or "" for ttrpc; of gRPC there is only one version. alone: each
+    container is to have a pair of its own, and so a start. Raises InvalidArgument for grpc under
+    a containerd that has no such thing.
     """
     if params is None:
         if task_api == "grpc":
@@ -35,7 +40,8 @@ def started(path: str, params: BootstrapParams | None, task_api: str) -> bytes:
     # With grpc the path is dialled as it stands.
     where = path if task_api == "grpc" else address(path)
     protocol = task_api or "ttrpc"
-    return BootstrapResult(version=_VERSION, address=where, protocol=protocol).SerializeToString()
+    version = _ALONE if alone and protocol == "ttrpc" else _SHARED
+    return BootstrapResult(version=version, address=where, protocol=protocol).SerializeToString()
 
 
 def address(path: str) -> str:
