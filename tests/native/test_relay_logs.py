@@ -185,7 +185,13 @@ def was_read(front: Front) -> None:
 
 def has_line(folder: Path, text: bytes) -> Callable[[], bool]:
     path = folder / FILE
-    return lambda: path.exists() and text in texts(parse(path.read_bytes()))
+
+    def has() -> bool:
+        """A record that is just being written may be seen half."""
+        data = path.read_bytes() if path.exists() else b""
+        return text in texts(parse(data[: data.rfind(b"\n") + 1]))
+
+    return has
 
 
 def open_in(keeper: Keeper, folder: Path) -> list[str]:
