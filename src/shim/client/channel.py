@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ _OPTIONS: Final = (
 )
 
 
-class Caller:
+class Caller(ABC):
     """Calls services on the socket `socket`. An async context manager: calls go inside."""
 
     def __init__(self, socket: Path) -> None:
@@ -48,9 +49,9 @@ class Caller:
     ) -> None:
         await self._channel.close()
 
+    @abstractmethod
     def _bind(self, channel: grpc.aio.Channel) -> None:
         """Make the stubs."""
-        raise NotImplementedError
 
     async def ready(self, timeout: float) -> None:
         """Return when the shim answers. Raises Unavailable if it does not within `timeout` s."""
