@@ -75,6 +75,8 @@ cdef enum:
     WORDS_TIME = 1               # seconds for what a dead front has sent, or a process of its
     STOP_TIME = 2                # seconds for the last bytes of connections
     UPGRADE_TIME = 5             # seconds for the front to die and for spawns to be answered
+    TRIAL_TIME = 30              # seconds for a new version's front to say READY
+    TRIAL_DEATHS = 2             # of its fronts before that
 
 cdef struct Keeper:
     int epoll
@@ -88,6 +90,8 @@ cdef struct Keeper:
     int program                  # this keeper's argv but for its last part, the same
     int next_command             # the next version's; -1: there is none
     int next_program
+    int old_command              # the earlier version's, while this one is on trial; -1: it is not
+    int old_program
     uint64_t pipe_budget
     char *payload                # room for what comes with one record
     Pool pool                    # memory for requests, answers and events
@@ -107,6 +111,9 @@ cdef struct Keeper:
     uint64_t pinged_at           # 0: not asked
     uint64_t stop_due            # FOREVER: go on
     uint64_t upgrade_due         # until when the next version may begin; FOREVER: there is none
+    bint returns                 # the next version is the earlier one
+    uint64_t trial_due           # until when a front has to say READY; FOREVER: one has
+    int trial_deaths
 
 
 # ---- the spawner
@@ -246,6 +253,10 @@ cdef void front_gone(Keeper *k) noexcept nogil:
     k.front_due = k.now + k.front_delay
     k.front_delay = min(max(2 * k.front_delay, <uint64_t>DELAY_FIRST * MILLISECOND),
                         <uint64_t>DELAY_LAST * MILLISECOND)
+    if is_on_trial(k):
+        k.trial_deaths += 1
+        if k.trial_deaths >= TRIAL_DEATHS or k.now >= k.trial_due:
+            go_back(k)
 
 
 cdef void kill_front(Keeper *k) noexcept nogil:
@@ -278,10 +289,10 @@ cdef uint64_t watch_front(Keeper *k) noexcept nogil:
         start_front(k)
     if k.front_due != FOREVER:
         return k.front_due
-    if k.channel.overrun:
+    if k.channel.overrun or k.now >= k.trial_due:
         kill_front(k)
     if k.asked_since == 0:
-        return FOREVER
+        return k.trial_due if k.now < k.trial_due else FOREVER
     if k.pinged_at == 0:
         if k.now < k.asked_since + <uint64_t>PING_AFTER * SECOND:
             return k.asked_since + <uint64_t>PING_AFTER * SECOND
@@ -469,6 +480,7 @@ cdef int set_destination(Keeper *k, Parcel *parcel) noexcept nogil:
 
 cdef int front_ready(Keeper *k) noexcept nogil:
     k.front_served = True
+    end_trial(k)
     return 0
 
 
@@ -500,6 +512,7 @@ cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
         return EINVAL
     if not program_read(&program, parcel.descriptors[0]):
         return EINVAL
+    end_trial(k)                 # who asks for the next one serves
     k.next_program = take(parcel, 0)
     k.next_command = take(parcel, 1)
     k.upgrade_due = k.now + <uint64_t>UPGRADE_TIME * SECOND
@@ -649,6 +662,7 @@ cdef int save(Keeper *k, Writer *writer) noexcept nogil:
     saved.command = k.command
     saved.next_command = k.next_command
     saved.asked_to_end = k.asked_to_end
+    saved.returns = k.returns
     put_entry(writer, SAVED_KEEPER, 0, &saved, sizeof(saved), 0)
     keep(writer, k.errors_memory)
     keep(writer, k.command)
@@ -695,6 +709,38 @@ cdef void try_upgrade(Keeper *k) noexcept nogil:
     drop(&k.next_program)
     drop(&k.next_command)
     k.upgrade_due = FOREVER
+    k.returns = False
+
+
+cdef bint is_on_trial(Keeper *k) noexcept nogil:
+    """Whether no front of this version has served yet, and there is an earlier version."""
+    return k.trial_due != FOREVER
+
+
+cdef void begin_trial(Keeper *k, int program, int command) noexcept nogil:
+    """Keep the way back to the earlier version (both are taken) until a front of this one serves.
+
+    That it could be loaded before does not mean that it can serve.
+    """
+    fcntl(program, F_SETFD, FD_CLOEXEC)
+    k.old_program = program
+    k.old_command = command
+    k.trial_due = monotonic() + <uint64_t>TRIAL_TIME * SECOND
+
+
+cdef void end_trial(Keeper *k) noexcept nogil:
+    k.trial_due = FOREVER
+    drop(&k.old_program)
+    drop(&k.old_command)
+
+
+cdef void go_back(Keeper *k) noexcept nogil:
+    """The earlier version is the next; it is not tried in its turn."""
+    k.next_program, k.old_program = k.old_program, -1
+    k.next_command, k.old_command = k.old_command, -1
+    k.trial_due = FOREVER
+    k.returns = True
+    k.upgrade_due = k.now + <uint64_t>UPGRADE_TIME * SECOND
 
 
 cdef int restore_entry(Keeper *k, Reader *reader) noexcept nogil:
@@ -909,8 +955,8 @@ cdef int set_up(Keeper *k, uint64_t pipe_budget, int errors) noexcept nogil:
     cdef uint32_t most
     memset(k, 0, sizeof(Keeper))
     k.front_due = 0
-    k.stop_due = k.upgrade_due = k.words_due = FOREVER
-    k.next_program = k.next_command = -1
+    k.stop_due = k.upgrade_due = k.words_due = k.trial_due = FOREVER
+    k.next_program = k.next_command = k.old_program = k.old_command = -1
     k.pipe_budget = pipe_budget
     if getrlimit(RLIMIT_NOFILE, &k.files) < 0 or prctl(PR_SET_CHILD_SUBREAPER, 1) < 0:
         return -1
@@ -985,8 +1031,8 @@ def resume(list program, int state, int back):
     """Be the keeper in another version's place until the front says STOP.
 
     program: as for `run`. state: the memfd (taken) of what the other version held.
-    back: memfd (taken) of the argv of a version that can take it back; -1: this is that version,
-    and the other one has failed.
+    back: memfd (taken) of the argv of a version that can take it back, which also happens when no
+    front of this one comes to serve; -1: this is that version, and the other one has failed.
 
     Raises ValueError, OSError: it cannot take over; descriptors and state are as they were.
     """
@@ -1005,8 +1051,12 @@ def resume(list program, int state, int back):
     take_over(&keeper, &reader)
     reader_close(&reader)
     close(state)
-    close(saved.next_command if back < 0 else saved.command)
-    if back >= 0:
+    if back < 0:
+        close(saved.next_command)
+    elif saved.returns:
+        close(saved.command)
         close(back)
+    else:
+        begin_trial(&keeper, back, saved.command)
     with nogil:
         loop(&keeper)

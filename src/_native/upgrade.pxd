@@ -30,7 +30,7 @@ from table cimport NONE, arena, map_find, map_put
 from wire cimport GONE
 
 cdef enum:
-    STATE_VERSION = 2
+    STATE_VERSION = 3
     STATE_MAGIC = 0x7065656B736E6564    # "densekeep"
     BUFFER = 16384
 
@@ -66,6 +66,7 @@ cdef struct SavedKeeper:
     int32_t command              # of the old version's front
     int32_t next_command         # of the new one's
     uint32_t asked_to_end
+    uint32_t returns             # to the earlier version: the new one's front did not serve
 
 cdef struct Writer:
     int fd

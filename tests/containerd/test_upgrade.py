@@ -184,6 +184,26 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(
     assert sleeper.exec("echo", "still here").stdout == b"still here\n"
 
 
+def test_a_version_whose_front_cannot_serve_is_left_again(
+    own_containerd: Containerd, version: Version
+) -> None:
+    """It can be loaded and reads all records, but ends before it serves: the old one is back."""
+    whole = Version(version.package.parents[1] / "whole", "99.1")
+    path = version.package / "front.py"
+    path.write_text(path.read_text().replace("    host, held = await _begin()", "    os._exit(7)"))
+    with own_containerd.living() as sleeper:
+        before = status(own_containerd)
+        done = version.upgrade(own_containerd)
+        assert done.returncode == 1
+        assert b"did not come to serve" in done.stderr
+        after = status(own_containerd)
+        assert after["version"] == before["version"]
+        assert after["keeper_pid"] == before["keeper_pid"]
+        assert sleeper.exec("echo", "still here").stdout == b"still here\n"
+        assert whole.upgrade(own_containerd).returncode == 0
+        assert status(own_containerd)["version"] == whole.number
+
+
 def test_upgrades_while_containers_come_and_go(
     own_containerd: Containerd, version: Version
 ) -> None:

@@ -683,6 +683,23 @@ def test_the_new_version_has_its_own_front(keeper: Keeper) -> None:
     upgrade(keeper)
 
 
+def test_a_front_that_never_serves(host: Host, tmp_path: Path) -> None:
+    """Two of them, and the old version is back, with all that was held and its own front."""
+    front = host.ready()
+    inner = front.output(60, make_fifo(tmp_path))
+    before, count = front.snapshot(), host.keeper.descriptors()
+    front = host.keeper.upgrade(front=["/bin/false"])
+    assert arguments(host.keeper)[0] == "--resume"
+    assert front.snapshot() == before
+    assert host.keeper.descriptors() == count
+    for _ in range(3):  # it is not on trial itself
+        front = host.keeper.replace_front(serves=False)
+    assert front.snapshot() == before
+    host.ready()
+    upgrade(host.keeper)
+    os.close(inner)
+
+
 def test_a_program_without_nul() -> None:
     with pytest.raises(ValueError, match="NUL"):
         pack_program(["/bin/true", "a\0b"])
@@ -847,4 +864,4 @@ def test_what_a_state_is_made_of() -> None:
     The keeper, what is not fixed, a process, log, stream, listener, connection, request,
     destination.
     """
-    assert state_form() == (2, (56, 0, 64, 296, 112, 24, 144, 104, 1208))
+    assert state_form() == (3, (64, 0, 64, 296, 112, 24, 144, 104, 1208))

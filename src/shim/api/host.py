@@ -287,7 +287,7 @@ class HostService:
         self, call: Call, request: host_pb2.UpgradeRequest
     ) -> host_pb2.UpgradeResponse:
         """Have another version take over."""
-        return await upgrade(self._pair.host, call, request)
+        return await upgrade(self._pair.host, self._pair.directory, call, request)
 
     async def api(self, call: Call, request: host_pb2.ApiRequest) -> host_pb2.ApiResponse:
         """Serve containers without containerd, from now on and in every front to come."""

@@ -1,7 +1,9 @@
 """Upgrade in place: another version takes over the keeper's process, its descriptors and its state.
 
 The keeper replaces itself by execve(2), and starts the new version's front. Before that the new
-version has to show that it can be loaded and reads this keeper's state (design: rule 9).
+version has to show that it can be loaded and reads this keeper's state (design: rule 9); should its
+front not come to serve all the same, the keeper goes back. So the call is answered by the front
+that serves in the end: it gets the call again, and finds written down what was asked for.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import shim
 from shim import _keeper
 from shim._pb.denseshim.host.v1 import host_pb2
-from shim.api.calls import Call, success
+from shim.api.calls import Call
 from shim.errors import FailedPrecondition, InvalidArgument
 from shim.keeper.command import Command
-from shim.keeper.start import pack_front
+from shim.keeper.start import PACKAGE, pack_front
 from shim.service.host import Host
+from shim.store import Store
 
+# The state file of the upgrade that was last asked for.
+_ASKED = "upgrade"
 # Bytes of what a version prints that are looked at.
 _MOST_PRINTED = 64 << 10
 
@@ -40,22 +46,37 @@ class Version:
 
 
 async def upgrade(
-    host: Host, call: Call, request: host_pb2.UpgradeRequest
+    host: Host, directory: Path, call: Call, request: host_pb2.UpgradeRequest
 ) -> host_pb2.UpgradeResponse:
-    """Have the version of an interpreter take over; the keeper then answers the call.
+    """Have the version of an interpreter take over; the front that serves then answers.
 
-    Raises InvalidArgument, and FailedPrecondition with what the new version says: this one goes
-    on then.
+    directory: the pair's. Raises InvalidArgument, FailedPrecondition with what the new version
+    says (this one goes on then), and OSError.
     """
+    store = Store(directory)
+    asked = store.read(_ASKED)
+    if asked is not None and asked["call"] == call.id:
+        return _outcome(asked)
     version = await _look_at(host, os.fsdecode(request.python))
-    answer = host_pb2.UpgradeResponse(version=version.number)
-    host.keeper.begun(call.id, success(answer))
+    wanted = {"call": call.id, "version": version.number, "package": str(version.package)}
+    store.write(_ASKED, wanted)
+    host.keeper.replayable(call.id)
     front = pack_front([version.python, "-I", "-m", "shim.front", *sys.argv[1:]])
     try:
         await host.keeper.upgrade(version.keeper, front)
     finally:
         os.close(front)
-    return answer
+    return _outcome(wanted)
+
+
+def _outcome(asked: dict[str, Any]) -> host_pb2.UpgradeResponse:
+    """Whether this is the version that was to take over. Raises FailedPrecondition."""
+    if (asked["version"], asked["package"]) != (shim.__version__, str(PACKAGE)):
+        raise FailedPrecondition(
+            f"version {asked['version']} in {asked['package']} did not come to serve, so version "
+            f"{shim.__version__} in {PACKAGE} goes on; the log says why"
+        )
+    return host_pb2.UpgradeResponse(version=shim.__version__)
 
 
 async def _look_at(host: Host, python: str) -> Version:
