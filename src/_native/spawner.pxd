@@ -7,8 +7,9 @@
 # the child, after that answer, is told through shared memory: its errno, in the slot that the
 # record's `number` names, before it exits with 127.
 
-from libc.errno cimport errno
+from libc.errno cimport EACCES, errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport strlen
 from fds cimport Parcel, discard, drop, is_sealed, receive_parcel, send_parcel, take
 from linux cimport *
 from table cimport arena
@@ -20,6 +21,7 @@ cdef enum:
     MAX_SIZE = 16 << 20
     MAX_STRINGS = 1 << 20
     CANNOT_EXECUTE = 127
+    SPAWNERS_SCORE = 0x7FFFFFFF     # as an oom_score_adj: none is written
 
 cdef struct Limit:
     uint32_t resource
@@ -30,7 +32,7 @@ cdef struct Limit:
 cdef struct Command:
     uint32_t argc, envc, descriptors, mask, limits, joins
     int32_t death_signal
-    uint32_t zero
+    int32_t oom_score_adj
     int32_t target[16]
     Limit limit[16]
 
@@ -131,6 +133,20 @@ cdef inline void join_cgroups(char **files) noexcept nogil:
         files += 1
 
 
+cdef inline int take_score(int32_t score) noexcept nogil:
+    """Write our oom_score_adj; an errno. One that is lower than we may have is done without."""
+    cdef char text[16]
+    cdef int error = 0
+    cdef int fd = open(b"/proc/self/oom_score_adj", O_WRONLY)
+    if fd < 0:
+        return errno
+    ds_number(text, sizeof(text), score)
+    if write(fd, text, strlen(text)) < 0 and errno != EACCES:
+        error = errno
+    close(fd)
+    return error
+
+
 cdef inline int become(Spawner *spawner, Command *command, int *passed) noexcept nogil:
     """In the child: take the command's shape and execute it. Returns only with an errno."""
     cdef rlimit limit
@@ -142,6 +158,10 @@ cdef inline int become(Spawner *spawner, Command *command, int *passed) noexcept
             return errno
         if getppid() != spawner.keeper:    # it died before the request took effect
             _exit(CANNOT_EXECUTE)
+    if command.oom_score_adj != SPAWNERS_SCORE:
+        error = take_score(command.oom_score_adj)
+        if error:
+            return error
     error = place_descriptors(command, passed)
     if error:
         return error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import shim
-from shim import cgroup, places
+from shim import cgroup, places, stacks
 from shim import pair as pairs
 from shim.api.calls import Calls
 from shim.api.grpc_task import TaskServers
@@ -56,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 async def _begin() -> tuple[Host, Held]:
+    stacks.tell_at_signal()
     keeper = KeeperClient(socket.socket(fileno=CHANNEL), _keeper_lost)
     held = await keeper.begin()
     return Host(keeper, BlockingPool(), OomWatcher(_killed), time.time_ns), held
@@ -81,7 +82,7 @@ async def serve_one(state: Path, own_socket: str) -> None:
     it is the shim's to remove.
     """
     host, held = await _begin()
-    place = Place(FIRST_LISTENER, "", own_socket, Launcher(dict(os.environ)))
+    place = Place(FIRST_LISTENER, "", own_socket, Launcher.handed_down(os.environ, 0o022, {}, ""))
     served = ServedShim(host, state, place)
     await served.begin(held)
     held.release_rest()

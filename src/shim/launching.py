@@ -91,32 +91,30 @@ def _start(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
     stdin = _read_stdin()
     options = decode(read_start(stdin, invocation.id, invocation.namespace).options)
     request = make_request(argv, stdin)
-    scope = _scope(invocation, options, alone=group.stands_apart(_oom_score_adj()))
+    key = _group(Path.cwd(), invocation.id)
+    scope = _scope(invocation, options, key, alone=group.stands_apart(_oom_score_adj()))
     response = _ask_scope(invocation, options, scope, request)
     if response.apart:
-        scope = _scope(invocation, options, alone=True)
+        scope = _scope(invocation, options, key, alone=True)
         response = _ask_scope(invocation, options, scope, request)
     return _outcome(response)
 
 
-def _scope(invocation: Invocation, options: Options, alone: bool) -> group.Scope:
+def _scope(invocation: Invocation, options: Options, key: str, alone: bool) -> group.Scope:
     return group.share(
         options,
         os.environ,
         address=invocation.address,
         namespace=invocation.namespace,
         id=invocation.id,
-        group=_group(Path.cwd(), invocation.id),
+        group=key,
         alone=alone,
     )
 
 
 def _group(bundle: Path, id: str) -> str:
-    """The group key of the container in `bundle`; of one that cannot be read the pair will tell."""
-    try:
-        return group.group_key(group.annotations_of(read_config(bundle)), id)
-    except InvalidArgument:
-        return id
+    """The group key of the container in `bundle`. Raises InvalidArgument for what is none."""
+    return group.group_key(group.annotations_of(read_config(bundle)), id)
 
 
 def _ask_scope(
@@ -135,7 +133,7 @@ def _ask_scope(
 
 
 def _apart(debug: bool, cgroup: str = "", sched_core: bool = False) -> pair.Settings:
-    score = min(_oom_score_adj() + 1, pair.MAX_OOM_SCORE_ADJ)
+    score = group.score_of_shims(_oom_score_adj())
     return pair.Settings(True, debug, score, cgroup, sched_core)
 
 
@@ -154,12 +152,11 @@ def _delete(invocation: Invocation, argv: Sequence[bytes]) -> Outcome:
 
 def _apart_directory(invocation: Invocation) -> Path | None:
     bundle = Path(invocation.bundle or Path.cwd().parent / invocation.id)
-    keys = group.apart_keys(
-        invocation.address,
-        invocation.namespace,
-        invocation.id,
-        _group(bundle, invocation.id),
-    )
+    try:
+        key = _group(bundle, invocation.id)
+    except InvalidArgument:
+        key = invocation.id  # its bundle may be gone
+    keys = group.apart_keys(invocation.address, invocation.namespace, invocation.id, key)
     directories = (pair.apart_directory(key) for key in keys)
     return next((directory for directory in directories if directory.exists()), None)
 

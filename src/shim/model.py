@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 
 class Status(enum.Enum):
@@ -110,24 +111,57 @@ class ContainerState:
     processes: tuple[ProcessInfo, ...]
 
 
+# They tell of descriptors and sockets that are not a runtime's: sd_notify(3), sd_listen_fds(3).
+_KEPT_BACK: Final = frozenset({"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"})
+
+
 @dataclass(frozen=True)
 class Launcher:
     """What a container's launcher has handed down, and its runtime's commands get.
 
     `env`: its environment. `limits`: of setrlimit(2), by number. `cgroup`: its
-    /proc/self/cgroup. Empty limits and cgroup: the keeper's own.
+    /proc/self/cgroup. `oom_score_adj`: of proc(5). Empty limits, cgroup, and no score: the
+    keeper's own.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)
     umask: int = 0o022
     limits: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     cgroup: str = ""
+    oom_score_adj: int | None = None
+
+    @classmethod
+    def handed_down(
+        cls,
+        env: Mapping[str, str],
+        umask: int,
+        limits: Mapping[int, tuple[int, int]],
+        cgroup: str,
+        oom_score_adj: int | None = None,
+    ) -> Launcher:
+        """What a launcher has, but for the environment that no runtime gets.
+
+        Those that are alike are one object: each container has one.
+        """
+        passed_on = tuple(pair for pair in env.items() if pair[0] not in _KEPT_BACK)
+        return _shared(passed_on, umask, tuple(limits.items()), cgroup, oom_score_adj)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Launcher:
         """What `dataclasses.asdict` gave, after JSON. Raises TypeError, KeyError, ValueError."""
         limits = {int(number): (soft, hard) for number, (soft, hard) in state["limits"].items()}
-        return cls(**{**state, "limits": limits})
+        return cls.handed_down(**{**state, "limits": limits})
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(
+    env: tuple[tuple[str, str], ...],
+    umask: int,
+    limits: tuple[tuple[int, tuple[int, int]], ...],
+    cgroup: str,
+    oom_score_adj: int | None,
+) -> Launcher:
+    return Launcher(dict(env), umask, dict(limits), cgroup, oom_score_adj)
 
 
 @dataclass(frozen=True)

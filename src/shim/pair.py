@@ -33,7 +33,6 @@ CGROUP: Final = "/denseshim"
 PROGRAM: Final = (sys.executable, "-I", "-m", "shim.host")
 # containerd protects its own shims by -998 or so: the host's has more to lose.
 HOST_OOM_SCORE_ADJ: Final = -999
-MAX_OOM_SCORE_ADJ: Final = 1000
 
 _CONNECT_S: Final = 10
 

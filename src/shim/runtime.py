@@ -31,7 +31,6 @@ from shim.keeper.command import Command
 from shim.model import CheckpointRequest, Exit, Launcher, RuntimeOptions
 from shim.stdio import Descriptors
 
-_PASSED_ON = ("PATH", "HOME", "LANG", "XDG_RUNTIME_DIR")
 _TAIL = 64 << 10  # bytes read of a log
 _PRINTED_LIMIT = 4 << 20  # bytes read of what a command prints: `state` has the annotations
 _MESSAGE_LIMIT = 2048  # characters: a gRPC status travels in headers of at most 8 KiB
@@ -104,8 +103,7 @@ class Runtime:
         joins: tuple[str, ...] = (),
         expected: bool = False,
     ) -> None:
-        self._env = runtime_environment(launcher.env)
-        path = self._env.get("PATH", os.defpath)
+        path = launcher.env.get("PATH", os.defpath)
         self.program = _resolve(options.runtime or "runc", bundle, path, expected)
         self._options = options
         self._launcher = launcher
@@ -253,12 +251,13 @@ class Runtime:
             raise InvalidArgument(f"an argument of {command} for {self._bundle} holds NUL")
         return Command(
             argv,
-            self._env,
+            self._launcher.env,
             descriptors=stdio,
             umask=self._launcher.umask,
             limits=self._launcher.limits,
             death_signal=signal.SIGKILL,
             joins=self._joins,
+            oom_score_adj=self._launcher.oom_score_adj,
         )
 
     def _global_options(self, command: str) -> list[str]:
@@ -314,14 +313,6 @@ def _work(bundle: Path) -> Path:
     """Containerd has a link to a directory of its own there (contract: runtime-v2, 1.5, 3.4)."""
     work = bundle / "work"
     return work / "criu-work" if work.is_symlink() else work
-
-
-def runtime_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The part of `env` that a runtime gets.
-
-    NOTIFY_SOCKET, LISTEN_FDS and the like would make it do more than it is asked for.
-    """
-    return {name: env[name] for name in _PASSED_ON if name in env}
 
 
 def read_pid(path: Path) -> int:

@@ -191,7 +191,8 @@ def cgroup() -> Iterator[str]:
 # Stands before runc, and notes what it has got.
 SPY = """#!/bin/sh
 {{ umask; ulimit -n; cat /proc/self/cgroup; readlink /proc/self/ns/mnt
-grep SigIgn /proc/self/status; }} >{0}/seen.$$ && mv {0}/seen.$$ {0}/seen
+grep SigIgn /proc/self/status
+echo "$LD_LIBRARY_PATH" "${{NOTIFY_SOCKET-no socket}}"; }} >{0}/seen.$$ && mv {0}/seen.$$ {0}/seen
 exec {1} "$@"
 """
 
@@ -219,11 +220,15 @@ async def test_the_runtime_gets_what_the_launcher_had(
     launched(node, other.path)
     joins = "".join(f"; echo $$ >{path}/cgroup.procs" for path in directories(cgroup))
     env = {**os.environ, "PATH": f"{spy.parent}:{os.environ['PATH']}"}
+    env |= {"LD_LIBRARY_PATH": "/opt/lib", "NOTIFY_SOCKET": "/run/notify"}
     path = launched(
         node, bundle.path, before=f"umask 031; ulimit -n 1234; trap '' USR1 INT{joins}", env=env
     )
     async with living(path, bundle.request(runtime=spy.name)) as container:
-        umask, files, *memberships, namespace, ignored = text(tmp_path / "seen").splitlines()
+        umask, files, *memberships, namespace, ignored, environment = text(
+            tmp_path / "seen"
+        ).splitlines()
+        assert environment == "/opt/lib no socket"
         assert (umask, files) == ("0031", "1234")
         assert sum(line.endswith(f":/{cgroup}") for line in memberships) >= 1
         assert namespace == f"mnt:[{node.mount_namespace}]"
@@ -327,6 +332,18 @@ async def test_the_front_dies(node: Node, make_bundle: MakeBundle) -> None:
             assert (await container.shim.delete()).status == 137
             assert container.events.of(container.pid) == LIFE
     assert node.keeper == keeper
+
+
+def test_a_front_tells_where_it_stands(node: Node, tmp_path: Path) -> None:
+    """At SIGUSR1, in its log; it goes on."""
+    with listening(tmp_path / "shim.sock") as listener:
+        assert outcome(node.launch_2017(tmp_path, "--debug", listener=listener)) == (0, "")
+    log, front = node.state / "log", front_of(node.keeper)
+    os.kill(front, signal.SIGUSR1)
+    wait_until(lambda: "tasks at serve_pair, " in text(log), lambda: text(log))
+    assert "most recent call first" in text(log)
+    asyncio.run(exit_at(tmp_path / "shim.sock"))
+    assert front_of(node.keeper) == front
 
 
 async def test_a_launch_survives_the_front(node: Node, tmp_path: Path) -> None:

@@ -320,6 +320,76 @@ def test_a_containerd_that_is_to_be_killed_early(
     node.settled()
 
 
+def scores(socket: Path, bundle: Bundle, folder: Path) -> list[int]:
+    """The oom_score_adj of a new container's init, and of an exec in it."""
+    folder.mkdir()
+    bundle.bind(folder, "/mnt")
+    pid = live(socket, bundle)
+    with ShimCaller(socket) as shim:
+        argv = ["sh", "-c", "cat /proc/self/oom_score_adj >/mnt/score"]
+        text = json.dumps({"args": argv, "cwd": "/", "env": ["PATH=/bin"], "user": {}}).encode()
+        spec = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Process", value=text)
+        ids = {"id": bundle.id, "exec_id": "score"}
+        ask(shim, "Exec", task.ExecProcessRequest(**ids, spec=spec))
+        ask(shim, "Start", task.StartRequest(**ids))
+        ended = task.WaitResponse.FromString(ask(shim, "Wait", task.WaitRequest(**ids)))
+        assert ended.exit_status == 0
+        ask(shim, "Delete", task.DeleteRequest(**ids))
+    files = [Path(f"/proc/{pid}/oom_score_adj"), folder / "score"]
+    return [int(file.read_text()) for file in files]
+
+
+def test_the_score_of_containers(
+    node: Node, containerd: Containerd, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """As from a shim of containerd's: its own plus 1, and not the host's; or what the spec says.
+
+    Which runc gives to execs, too.
+    """
+    launchers = int(Path("/proc/self/oom_score_adj").read_text())
+    plain, chosen, early = (make_bundle("sleep", "1000") for _ in range(3))
+    path = chosen.path / "config.json"
+    config = json.loads(path.read_text())
+    config["process"]["oomScoreAdj"] = launchers + 123
+    path.write_text(json.dumps(config))
+    sockets = [
+        start(node, containerd, plain),
+        start(node, containerd, chosen),
+        start(node, containerd, early, before="echo 500 >/proc/self/oom_score_adj"),
+    ]
+    wanted = [launchers + 1, launchers + 123, 501]
+    for socket, bundle, score in zip(sockets, (plain, chosen, early), wanted, strict=True):
+        assert scores(socket, bundle, tmp_path / bundle.id) == [score, score]
+        end(node, containerd, socket, bundle)
+
+
+def test_a_start_without_a_bundle_starts_nothing(
+    node: Node, containerd: Containerd, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle("true")
+    (bundle.path / "config.json").unlink()
+    env = {**os.environ, "TTRPC_ADDRESS": str(containerd.ttrpc)}
+    done = node.launch(bundle.path, *words(containerd, bundle, "start"), input=b"", env=env)
+    assert done.returncode == 1
+    assert os.fsencode(bundle.path / "config.json") in done.stderr
+    assert not pairs(node)
+    node.settled()
+
+
+def test_a_start_that_is_refused_leaves_no_address(
+    node: Node, containerd: Containerd, make_bundle: MakeBundle
+) -> None:
+    """An answer that is one address alone cannot say that gRPC is spoken there."""
+    first, bundle = make_bundle("true"), make_bundle("true")
+    start(node, containerd, first)
+    env = {**os.environ, "TTRPC_ADDRESS": str(containerd.ttrpc)}
+    argv = words(containerd, bundle, "start")
+    done = node.launch(bundle.path, *argv, input=toml("TaskAPI = 'grpc'"), env=env)
+    assert done.returncode == 1
+    assert b"TaskAPI" in done.stderr
+    assert not (bundle.path / "address").exists()
+
+
 def test_apart_beside_a_host(
     node: Node, containerd: Containerd, make_bundle: MakeBundle
 ) -> None:

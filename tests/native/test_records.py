@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ seen = {
     "umask": umask,
     "limits": {n: resource.getrlimit(n) for n in map(int, sys.argv[2].split(","))},
     "death_signal": number.value,
+    "oom_score_adj": int(open("/proc/self/oom_score_adj").read()),
     "inodes": {},
 }
 report = int(sys.argv[1])
@@ -101,6 +103,9 @@ NAMES = st.text(st.characters(categories=["L"]), min_size=1, max_size=8)
 SOFT = {number: resource.getrlimit(number)[1] for number in LIMITS}
 
 
+OUR_SCORE = int(Path("/proc/self/oom_score_adj").read_text())
+
+
 def limit_pairs() -> st.SearchStrategy[dict[int, tuple[int, int]]]:
     def pair(number: int) -> st.SearchStrategy[tuple[int, int]]:
         most = SOFT[number] if SOFT[number] != resource.RLIM_INFINITY else 2**40
@@ -121,6 +126,7 @@ COMMANDS: st.SearchStrategy[dict[str, Any]] = st.builds(
     death_signal=st.sampled_from([0, signal.SIGKILL, signal.SIGTERM, 64]),
     targets=st.sets(st.integers(0, REPORT - 1), max_size=MAX_DESCRIPTORS - 1),
     joins=st.lists(TEXT.map("/no/such/".__add__), max_size=3).map(tuple),
+    oom_score_adj=st.none() | st.integers(OUR_SCORE, 1000),
 )
 
 
@@ -170,6 +176,8 @@ def test_a_program_sees_what_was_packed(shared: Keeper, asked: dict[str, Any]) -
     assert seen["cwd"] == os.path.realpath(command.cwd)
     assert seen["umask"] == command.umask
     assert seen["death_signal"] == command.death_signal
+    wanted = OUR_SCORE if command.oom_score_adj is None else command.oom_score_adj
+    assert seen["oom_score_adj"] == wanted
     for number, pair in command.limits.items():
         assert seen["limits"][number] == pair
     given_ = {number: seen["inodes"].get(number) for number in seen["wanted"]}
@@ -196,7 +204,8 @@ def memory_of(data: bytes, seals: int = ALL_SEALS) -> int:
 
 def with_head(**changes: int) -> bytes:
     """PLAIN, but with a head that lies."""
-    names = ("argc", "envc", "descriptors", "umask", "limits", "joins", "death_signal")
+    names = ["argc", "envc", "descriptors", "umask", "limits", "joins"]
+    names += ["death_signal", "oom_score_adj", "first_target"]
     values = list(HEAD.unpack_from(PLAIN))
     for name, value in changes.items():
         values[names.index(name)] = value
@@ -294,9 +303,7 @@ def test_more_descriptors_than_a_record_takes(shared: Keeper, count: int, error:
 @pytest.mark.parametrize("target", [-1, 35, 2**31 - 1])
 def test_a_descriptor_for_a_number_out_of_range(shared: Keeper, target: int) -> None:
     """The child tells EINVAL and never runs the program."""
-    values = list(HEAD.unpack_from(with_head(descriptors=1)))
-    values[6] = target
-    memory = memory_of(HEAD.pack(*values) + PLAIN[HEAD.size :])
+    memory = memory_of(with_head(descriptors=1, first_target=target))
     try:
         assert shared.front.ask(Kind.SPAWN, memory, memory, id=51).error == 0
     finally:

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from tests.native.support import is_gone, is_readable, named_child, read_to_end,
 SPAWNER = "dense-spawner"
 
 
-def output_of(front: Front, id: int, *argv: str) -> str:
+def output_of(front: Front, id: int, *argv: str, **options: object) -> str:
     """What the program writes to its standard output."""
     reading, writing = os.pipe()
-    assert front.spawn(id, *argv, descriptors={1: writing}).error == 0
+    assert front.spawn(id, *argv, descriptors={1: writing}, **options).error == 0
     os.close(writing)
     text = read_to_end(reading).decode()
     os.close(reading)
@@ -44,6 +45,21 @@ def test_the_keeper_itself_blocks_what_can_be_blocked(keeper: Keeper) -> None:
     blocked = int(status_field(keeper.pid, "SigBlk"), 16)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         assert blocked >> (number - 1) & 1
+
+
+def test_a_score_that_is_lower_than_allowed_is_done_without(front: Front) -> None:
+    """As much as we may have ourselves: EACCES where we lack CAP_SYS_RESOURCE."""
+    own = "{ echo -1000 >/proc/self/oom_score_adj; } 2>/dev/null; cat /proc/self/oom_score_adj"
+    wanted = subprocess.run(["/bin/sh", "-c", own], stdout=subprocess.PIPE, check=True).stdout
+    assert output_of(
+        front, 50, "/bin/cat", "/proc/self/oom_score_adj", oom_score_adj=-1000
+    ) == wanted.decode()
+
+
+def test_a_score_that_there_is_not(front: Front) -> None:
+    assert front.spawn(50, "/bin/true", oom_score_adj=1001).error == 0
+    ended = front.exited(50)
+    assert (ended.error, ended.status) == (errno.EINVAL, 127)
 
 
 def test_the_limit_is_the_launchers() -> None:

@@ -61,7 +61,7 @@ class Pairs:
 
 @pytest.fixture
 def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pairs]:
-    """All pairs, for a launcher in an empty bundle, of a containerd that is there."""
+    """All pairs, for a launcher in a bundle, of a containerd that is there."""
     found = Pairs()
     monkeypatch.setattr(pair, "ensure", found.ensure)
     monkeypatch.setattr(pair, "STATE", tmp_path / "state")
@@ -70,6 +70,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pairs]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TTRPC_ADDRESS", f"unix://{tmp_path}/c.ttrpc")
     (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path / "bundle")
     with socket.socket(socket.AF_UNIX) as containerd:
         containerd.bind(f"{tmp_path}/c.ttrpc")
@@ -127,6 +128,17 @@ def test_the_host_is_told_all_that_the_launcher_has(
     for kind in range(16):
         for ours, theirs in zip(resource.getrlimit(kind), limits[kind], strict=True):
             assert theirs == (2**64 - 1 if ours == resource.RLIM_INFINITY else ours)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]"])
+def test_no_pair_is_started_for_what_is_no_bundle(pairs: Pairs, text: str | None) -> None:
+    Path("config.json").unlink()
+    if text is not None:
+        Path("config.json").write_text(text)
+    outcome = launch(*START)
+    assert outcome.status == 1
+    assert os.fsencode(Path.cwd() / "config.json") in outcome.stderr
+    assert pairs.met == []
 
 
 def test_an_outcome_is_passed_on(pairs: Pairs) -> None:
@@ -316,10 +328,12 @@ def place() -> Iterator[Place]:
     made.close()
 
 
-def run(place: Place, *arguments: str, stdin: bytes = b"", **env: str) -> Outcome:
+def run(
+    place: Place, *arguments: str, stdin: bytes = b"", cwd: Path = Path("/"), **env: str
+) -> Outcome:
     command = [sys.executable, "-I", "-m", "shim.launcher", NAME, *arguments]
     done = subprocess.run(
-        place.command(command),
+        place.command(command, cwd),
         input=stdin,
         capture_output=True,
         timeout=PATIENCE,
@@ -330,14 +344,15 @@ def run(place: Place, *arguments: str, stdin: bytes = b"", **env: str) -> Outcom
 
 def test_the_program_asks_the_host_of_its_namespaces(place: Place, tmp_path: Path) -> None:
     address = tmp_path / "c.ttrpc"
+    (tmp_path / "config.json").write_text("{}")
     with Door(place) as door, socket.socket(socket.AF_UNIX) as containerd:
         containerd.bind(os.fspath(address))
         containerd.listen()
         door.answers.put(answer(3, b"\xff\0out", b"why\n"))
-        outcome = run(place, *START, stdin=b"\n\0", TTRPC_ADDRESS=str(address))
+        outcome = run(place, *START, stdin=b"\n\0", cwd=tmp_path, TTRPC_ADDRESS=str(address))
         assert outcome == Outcome(3, b"\xff\0out", b"why\n")
         asked = door.call().launch
-    assert (asked.stdin, asked.cwd) == (b"\n\0", b"/")
+    assert (asked.stdin, asked.cwd) == (b"\n\0", os.fsencode(tmp_path))
     assert list(asked.argv) == [NAME, *(word.encode() for word in START)]
 
 

@@ -50,8 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     | {"metrics", "places", "runtime", "service", "snapshots", "standalone", "store"},
     "front": BASE
     | {"api", "blocking", "bootstrap", "cgroup", "keeper", "log", "notify", "oom", "pair"}
-    | {"places", "service", "standalone"},
+    | {"places", "service", "stacks", "standalone"},
     "log": set(),
+    "stacks": set(),
     "orphans": set(),
     "launch": {"shim", "detach", "errors", "keeper", "launching", "mounts", "orphans", "pair"}
     | {"syscalls"},

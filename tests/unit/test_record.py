@@ -25,7 +25,7 @@ from shim.service.process import Process, ProcessSpec
 from shim.service.record import ContainerRecord, Facts
 from shim.service.stdio import ProcessStdio
 
-LAUNCHER = Launcher({"PATH": "/bin", "LANG": "\udcff"}, 0o077, {7: (10, 20)}, "0::/of/us\n")
+LAUNCHER = Launcher({"PATH": "/bin", "LANG": "\udcff"}, 0o077, {7: (10, 20)}, "0::/of/us\n", -5)
 OPTIONS = RuntimeOptions("crun", "/run/own", True, True, True, 7, 8, "/image", "/work")
 FACTS = Facts(
     id="box",
@@ -57,6 +57,14 @@ def test_a_launcher() -> None:
     found = Launcher.from_state(through_json(asdict(LAUNCHER)))
     assert found == LAUNCHER
     assert Launcher.from_state(through_json(asdict(Launcher()))) == Launcher()
+    assert Launcher.from_state(through_json(asdict(LAUNCHER))) is found  # each container has one
+
+
+def test_what_no_runtime_gets_of_an_environment() -> None:
+    env = {"PATH": "/bin", "NOTIFY_SOCKET": "/n", "LISTEN_FDS": "1", "LISTEN_PID": "2", "LANG": "C"}
+    env |= {"LISTEN_FDNAMES": "door", "LD_LIBRARY_PATH": "/opt/lib", "GOMAXPROCS": "2"}
+    kept = {name: env[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "GOMAXPROCS")}
+    assert Launcher.handed_down(env, 0o022, {}, "").env == kept
 
 
 @pytest.mark.parametrize(

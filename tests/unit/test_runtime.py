@@ -19,7 +19,7 @@ from shim.errors import (
     RuntimeFailed,
 )
 from shim.model import CheckpointRequest, Launcher, RuntimeOptions
-from shim.runtime import Runtime, read_pid, runtime_environment
+from shim.runtime import Runtime, read_pid
 from tests.fakes.spawner import Spawner
 
 FAKE = Path(__file__).parent.parent / "fakes" / "runtime"
@@ -170,20 +170,13 @@ async def test_a_process_gets_the_descriptors_it_is_given(fake, bundle, null):
     stdio.close_all([ours[0].theirs, *ours[1], *ours[2]])
 
 
-async def test_the_runtime_dies_with_the_keeper_and_gets_a_small_environment(bundle, spawner):
-    env = {"PATH": os.environ["PATH"], "NOTIFY_SOCKET": "/run/n", "LISTEN_FDS": "1", "HOME": "/h"}
-    await Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, Launcher(env)).start("c1")
-    [command] = spawner.commands
-    assert command.death_signal == 9
-    assert command.env == runtime_environment(env) == {"PATH": env["PATH"], "HOME": "/h"}
-
-
 async def test_the_runtime_has_what_the_launcher_has_handed_down(bundle, spawner):
-    launcher = Launcher(os.environ, umask=0o027, limits={7: (100, 200)})
+    launcher = Launcher(os.environ, umask=0o027, limits={7: (100, 200)}, oom_score_adj=9)
     joins = ("/sys/fs/cgroup/of/the/launcher/cgroup.procs",)
     await Runtime(RuntimeOptions(str(FAKE)), bundle, spawner, launcher, joins).start("c1")
     [command] = spawner.commands
     assert (command.umask, command.limits, command.joins) == (0o027, {7: (100, 200)}, joins)
+    assert (command.env, command.oom_score_adj, command.death_signal) == (os.environ, 9, 9)
 
 
 async def test_one_that_is_expected_back_is_refused_by_its_commands(bundle, spawner):

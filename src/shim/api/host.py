@@ -26,6 +26,7 @@ from shim.bootstrap.group import (
     annotations_of,
     apart_keys,
     group_key,
+    score_of_shims,
     share,
     socket_path,
     stands_apart,
@@ -173,23 +174,25 @@ class HostService:
                 alone=stands_apart(request.oom_score_adj),
             )
 
-        def make_known() -> tuple[str, Kind]:
-            """The path of the group's socket, written to the bundle; empty: not ours."""
+        def make_known() -> tuple[str, bytes]:
+            """The path of the group's socket, written to the bundle, and the answer.
+
+            Empty: not ours.
+            """
             scope = scope_of(read_config(bundle))
             if not self._pair.serves(scope):
-                return "", scope.kind
+                return "", b""
             path = _path_of(invocation, start, scope)
+            alone = scope.kind is Kind.CONTAINER
+            stdout = answer.started(path, start.params, options.task_api, alone)
             _write_address(bundle, answer.address(path))
-            return path, scope.kind
+            return path, stdout
 
         what = f"look at {bundle}"
-        path, kind = await self._pair.host.pool.run(what, FILE_LIMIT, make_known)
+        path, stdout = await self._pair.host.pool.run(what, FILE_LIMIT, make_known)
         if not path:
             return host_pb2.LaunchResponse(apart=True)
-        grpc = options.task_api == "grpc"
-        alone = kind is Kind.CONTAINER
-        stdout = answer.started(path, start.params, options.task_api, alone)
-        await self._open(path, invocation, ttrpc, launcher, grpc)
+        await self._open(path, invocation, ttrpc, launcher, options.task_api == "grpc")
         return host_pb2.LaunchResponse(stdout=stdout)
 
     async def _open(
@@ -313,11 +316,19 @@ def _environment(request: host_pb2.LaunchRequest) -> dict[str, str]:
 
 
 def _launcher(request: host_pb2.LaunchRequest) -> Launcher:
-    return Launcher(
+    """What the commands of its container's runtime get.
+
+    The daemon of 2017 has given the launcher its shim's oom_score_adj.
+    """
+    score = request.oom_score_adj
+    if request.argv[:1] != [_LAUNCHER_OF_2017]:
+        score = score_of_shims(score)
+    return Launcher.handed_down(
         env=_environment(request),
         umask=request.umask,
         limits={limit.resource: (limit.soft, limit.hard) for limit in request.limits},
         cgroup=os.fsdecode(request.cgroup),
+        oom_score_adj=score,
     )
 
 

@@ -18,6 +18,7 @@ SHARE: Final = "DENSESHIM_SHARE"
 
 _LABELS: Final = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 _MAX_SOCKET: Final = 106  # bytes; what sockaddr_un takes, with its NUL
+_MAX_OOM_SCORE_ADJ: Final = 1000  # proc(5)
 
 
 class Kind(enum.Enum):
@@ -64,6 +65,14 @@ def socket_path(address: str, namespace: str, key: str, directory: str = SOCKETS
             f"{path!r} cannot be a socket's path: absolute, and at most {_MAX_SOCKET} bytes"
         )
     return path
+
+
+def score_of_shims(oom_score_adj: int) -> int:
+    """The score of the shims of a containerd with this one (contract: runtime-v2, server process).
+
+    Their runtimes inherit it, and so do containers that have none of their own.
+    """
+    return min(oom_score_adj + 1, _MAX_OOM_SCORE_ADJ)
 
 
 def stands_apart(oom_score_adj: int) -> bool:

@@ -4,7 +4,7 @@ The form is one memfd, sealed, with this layout (little endian; the reader is
 `src/_native/spawner.pxd`):
 
     u32 argc, u32 envc, u32 descriptors, u32 umask, u32 limits, u32 joins
-    i32 death_signal, u32 zero
+    i32 death_signal, i32 oom_score_adj
     i32 target[MAX_DESCRIPTORS]          the number each passed descriptor gets in the child
     { u32 resource, u32 zero, u64 soft, u64 hard } [MAX_LIMITS]
     cwd NUL, argv[0] NUL … argv[argc-1] NUL, env[0] NUL … env[envc-1] NUL,
@@ -24,7 +24,8 @@ MAX_DESCRIPTORS = 16
 MAX_LIMITS = 16
 MAX_SIZE = 16 << 20
 
-_HEAD = struct.Struct(f"<6IiI{MAX_DESCRIPTORS}i")
+_SPAWNERS_SCORE = 0x7FFFFFFF  # as an oom_score_adj: none is written
+_HEAD = struct.Struct(f"<6Iii{MAX_DESCRIPTORS}i")
 _LIMIT = struct.Struct("<IIQQ")
 
 
@@ -37,7 +38,8 @@ class Command:
     in the child. `limits` maps resource numbers (setrlimit(2)) to (soft, hard).
     `death_signal` is sent to the child when the keeper dies (PR_SET_PDEATHSIG); 0 for none.
     `joins` are the cgroup.procs files of cgroups that the child enters before anything else;
-    one that cannot be entered is passed over.
+    one that cannot be entered is passed over. `oom_score_adj`: of proc(5), -1000 to 1000; None,
+    and one that is lower than we may have: the keeper's.
     """
 
     argv: tuple[str, ...]
@@ -48,6 +50,7 @@ class Command:
     limits: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     death_signal: int = 0
     joins: tuple[str, ...] = ()
+    oom_score_adj: int | None = None
 
 
 def pack(command: Command) -> int:
@@ -81,10 +84,11 @@ def _pack_bytes(command: Command) -> bytes:
     strings = [os.fsencode(text) for text in texts]
     if any(b"\0" in text for text in strings):
         raise ValueError("a command's strings cannot hold NUL")
+    score = _SPAWNERS_SCORE if command.oom_score_adj is None else command.oom_score_adj
     padded = targets + (-1,) * (MAX_DESCRIPTORS - len(targets))
     head = _HEAD.pack(
         len(command.argv), len(environment), len(targets), command.umask, len(limits),
-        len(command.joins), command.death_signal, 0, *padded,
+        len(command.joins), command.death_signal, score, *padded,
     )  # fmt: skip
     rows = [_LIMIT.pack(number, 0, *pair) for number, pair in limits.items()]
     rows += [_LIMIT.pack(0, 0, 0, 0)] * (MAX_LIMITS - len(rows))

@@ -17,7 +17,7 @@ from shim.keeper.command import Command
 from shim.metrics import locate
 from shim.model import CreateRequest, EventType, Launcher, Status
 from shim.mounts import mount_all, unmount_all
-from shim.runtime import Runtime, read_pid, runtime_environment
+from shim.runtime import Runtime, read_pid
 from shim.service.bundle import check_id, has_private_pids, read_config
 from shim.service.container import Container
 from shim.service.host import FILE_LIMIT, Home
@@ -55,7 +55,6 @@ class Creation:
         self._request = request
         self._call = call
         self._bundle = Path(request.bundle)
-        launcher = replace(launcher, env=runtime_environment(launcher.env))
         self._facts = Facts(
             request.id, request.bundle, request.options, launcher, address, namespace, group
         )

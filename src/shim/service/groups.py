@@ -56,7 +56,8 @@ class Group:
 
 # Of the tasks that have no containerd: it has no socket, and is none of those that are listed.
 STANDALONE: Final = Group(
-    1, "", "", "denseshim", "", Launcher({"PATH": os.environ.get("PATH", os.defpath)})
+    1, "", "", "denseshim", "",
+    Launcher({"PATH": os.environ.get("PATH", os.defpath)}, oom_score_adj=0),
 )
 
 
