@@ -123,8 +123,8 @@ def model_parents(shown, own, path):
 def model_add(shown, own, kind, path, what):
     model_parents(shown, own, path.rpartition("/")[0])
     if kind == "link":
-        if not isinstance(own.get(what), bytes):
-            raise Refused
+        if not isinstance(own.get(what), bytes) or what.startswith(f"{path}/"):
+            raise Refused  # it is not there, or goes with the directory that makes way
         what = own[what]
     if kind == "dir" and own.get(path, b"") is None:
         return
