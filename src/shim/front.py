@@ -22,12 +22,12 @@ import shim
 from shim import cgroup, places, stacks
 from shim import pair as pairs
 from shim.api.calls import Calls
-from shim.api.grpc_task import TaskServers
 from shim.api.host import SERVICE, HostService, Pair
 from shim.api.publish import Publisher
 from shim.api.shims import Place, ServedShim, Shims
 from shim.api.standalone import Standalone
 from shim.api.task import SERVICES, TaskService
+from shim.api.task_servers import TaskServers
 from shim.blocking import BlockingPool
 from shim.bootstrap.group import Kind, Scope
 from shim.errors import ShimError

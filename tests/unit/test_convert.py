@@ -173,4 +173,4 @@ def test_a_subclass_of_an_error_travels_as_it() -> None:
     class NoCgroup(RuntimeFailed):
         """A finer kind that somebody may add."""
 
-    assert code_of(NoCgroup("x")) is CODES[RuntimeFailed]
+    assert code_of(NoCgroup("x")) == CODES[RuntimeFailed]

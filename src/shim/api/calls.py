@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from shim._pb import ttrpc_pb2
-from shim.api.codes import number_of
+from shim.api.codes import code_of
 from shim.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -148,7 +148,7 @@ class _Serving:
     def refuse(self, error: ShimError) -> None:
         """Answer with an error."""
         _log.info("refused: %s", error)
-        self._respond(failure(number_of(error), str(error)))
+        self._respond(failure(code_of(error), str(error)))
 
     def close(self) -> None:
         """It is over."""
@@ -192,10 +192,12 @@ async def awaited(result: Awaitable[Message]) -> Message:
     return await result
 
 
-def note_failure(task: asyncio.Task[Message]) -> None:
+def note_failure(task: asyncio.Future[Any]) -> None:
     """Nobody may be left to take the outcome; a defect must show all the same."""
     error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, ShimError):
+    if isinstance(error, ShimError):
+        _log.info("refused: %s", error)
+    elif error is not None:
         _log.error("a call failed", exc_info=error)
 
 
@@ -218,7 +220,7 @@ def success(message: Message) -> bytes:
     payload = message.SerializeToString()
     if len(payload) > LARGEST:
         text = f"the answer has {len(payload)} bytes, more than ttrpc carries"
-        return failure(number_of(ResourceExhausted("")), text)
+        return failure(code_of(ResourceExhausted("")), text)
     if not payload:
         return b""
     return ttrpc_pb2.Response(payload=payload).SerializeToString()

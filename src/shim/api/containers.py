@@ -7,7 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from shim._pb.containerd.v1.containers import containers_pb2 as pb
 from shim._pb.containerd.v1.containers.containers_pb2_grpc import ContainersServicer
-from shim.api.server import answers
+from shim.api.serving import answers
 from shim.metadata.values import Container
 from shim.standalone.machine import Machine
 

@@ -17,7 +17,8 @@ from shim._pb.containerd.v1.types import types_pb2
 from shim._pb.containerd.v1.types.descriptor_pb2 import Descriptor
 from shim.api import convert
 from shim.api.containers import spec_of
-from shim.api.server import answers, stream_events
+from shim.api.server import stream_events
+from shim.api.serving import answers
 from shim.errors import InvalidArgument, Unimplemented
 from shim.model import CheckpointRequest, Stdio
 from shim.service.container import Container

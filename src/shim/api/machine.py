@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from shim._pb.denseshim.machine.v1 import machine_pb2 as pb
 from shim._pb.denseshim.machine.v1.machine_pb2_grpc import MachineServicer
-from shim.api.codes import code_of
 from shim.api.convert import process_to_pb, timestamp_to_pb
-from shim.api.server import answers
+from shim.api.serving import Context, answers, refuse
 from shim.errors import InvalidArgument, ShimError
 from shim.service.container import Container as Task
 from shim.snapshots.imports import Wishes
@@ -29,7 +25,7 @@ class MachineService(MachineServicer):
         self._machine = machine
 
     async def Import(
-        self, request: pb.ImportRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: pb.ImportRequest, context: Context
     ) -> AsyncIterator[pb.ImportResponse]:
         """A caller that hangs up ends it, and nothing is left of it."""
         try:
@@ -38,7 +34,7 @@ class MachineService(MachineServicer):
                 async for step in steps:
                     yield _step_to_pb(step)
         except ShimError as error:
-            await context.abort(code_of(error), str(error))
+            await refuse(context, error)
 
     @answers
     async def Image(self, request: pb.ImageRequest) -> pb.ImageResponse:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
-
-import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from shim._pb.containerd.v1.services.shim import shim_pb2
@@ -16,51 +10,17 @@ from shim._pb.containerd.v1.services.shim.shim_pb2_grpc import (
     add_ShimServicer_to_server,
 )
 from shim.api import convert
-from shim.api.codes import code_of
+from shim.api.serving import Context, Server, answers, refuse
 from shim.errors import ShimError
 from shim.events import Subscription
 from shim.service.shim import Shim
 
-# A daemon may ping an idle connection as often as it likes: it would lose its Events.
-OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)]
 
-_log = logging.getLogger(__name__)
-Context = grpc.aio.ServicerContext[Any, Any]
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-
-
-def make_server(shim: Shim) -> grpc.aio.Server:
-    """A server, not yet started, that serves one shim."""
-    server = grpc.aio.server(options=OPTIONS)
-    add_ShimServicer_to_server(Service(shim), server)  # type: ignore[no-untyped-call]
+def make_server(shim: Shim) -> Server:
+    """A server, not yet serving, for one shim."""
+    server = Server()
+    add_ShimServicer_to_server(Service(shim), server.services)  # type: ignore[no-untyped-call]
     return server
-
-
-def answers(
-    method: Callable[[Any, Request], Awaitable[Response]],
-) -> Callable[[Any, Request, Context], Awaitable[Response]]:
-    """Serve a call in a task of its own: a caller that hangs up does not cut it in half."""
-
-    async def serve(self: Any, request: Request, context: Context) -> Response:
-        task = asyncio.ensure_future(method(self, request))
-        task.add_done_callback(_note_failure)
-        try:
-            return await asyncio.shield(task)
-        except ShimError as error:
-            await context.abort(code_of(error), str(error))
-            raise  # not reached: abort raises
-
-    return serve
-
-
-def _note_failure(task: asyncio.Future[Any]) -> None:
-    """Nobody may be left to take the outcome; a defect must show all the same."""
-    error = None if task.cancelled() else task.exception()
-    if isinstance(error, ShimError):
-        _log.info("refused: %s", error)
-    elif error is not None:
-        _log.error("a call failed", exc_info=error)
 
 
 class Service(ShimServicer):
@@ -149,7 +109,6 @@ async def stream_events(subscription: Subscription, context: Context) -> None:
             await context.write(convert.event_to_pb(event))
             subscription.delivered(event)
     except ShimError as error:
-        await context.abort(code_of(error), str(error))
-        raise  # not reached: abort raises
+        await refuse(context, error)
     finally:
         subscription.close()

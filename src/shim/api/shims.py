@@ -11,11 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from shim.api.server import make_server
 from shim.errors import FailedPrecondition, NotFound, ShimError
 from shim.events import EventLog
 from shim.journal import Journal
@@ -30,10 +27,11 @@ from shim.service.shim import Shim
 from shim.service.teller import LogTeller, Silence
 from shim.store import MISSHAPEN, Store
 
-# Seconds for calls under way when a shim ends: the answer to Exit among them.
-GRACE = 1.0
 # Seconds for a socket's file, which may be anywhere.
 REMOVE_LIMIT = 5.0
+
+if TYPE_CHECKING:
+    from shim.api.serving import Server
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class ServedShim:
         self.shim: Shim
         self.leaving = False  # after Exit
         self.gone = asyncio.Event()
-        self._server: grpc.aio.Server
+        self._server: Server
         self._serving: asyncio.Future[None]
 
     async def begin(self, held: Held) -> None:
@@ -74,6 +72,8 @@ class ServedShim:
 
         Raises CorruptState, OSError.
         """
+        from shim.api.server import make_server
+
         found = await recover(self._home, held)
         container = found.container if found else None
         if found and found.rest:
@@ -94,14 +94,12 @@ class ServedShim:
             await found.container.settled()
         elif found:
             await self.shim.orphan_gone()
-        await serve_behind(
-            self._server, self._host, self._record.directory, self.place.listener
-        )
+        await self._server.serve(self._host, self._record.directory, self.place.listener)
 
     async def end(self) -> None:
         """Answer what is under way, and leave nothing. The keeper's listener is the caller's."""
         await asyncio.wait((self._serving,))
-        await self._server.stop(GRACE)
+        await self._server.stop()
         if self.place.own_socket:
             path = Path(self.place.own_socket)
             remove = partial(path.unlink, missing_ok=True)
@@ -112,25 +110,6 @@ class ServedShim:
         """Remove its state."""
         self._journal.close()
         self._record.destroy()
-
-
-async def serve_behind(
-    server: grpc.aio.Server, host: Host, directory: Path, listener: int
-) -> None:
-    """Start a gRPC server for a listener's callers, on a socket that only the keeper finds.
-
-    Once the keeper holds it, its file goes.
-    """
-    path = directory / "front.sock"
-    path.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{path}")
-    await server.start()
-    front = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        path.unlink()
-        await host.keeper.serve(listener, front)
-    finally:
-        os.close(front)
 
 
 class Shims:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from shim._pb.containerd.v1.snapshot import snapshot_pb2 as pb
 from shim._pb.containerd.v1.snapshot.snapshot_pb2_grpc import SnapshotServicer
-from shim.api.codes import code_of
 from shim.api.convert import mount_to_pb
-from shim.api.server import answers
+from shim.api.serving import Context, answers, refuse
 from shim.errors import ShimError
 from shim.metadata.values import Kind, Snapshot
 from shim.model import Mount
@@ -65,14 +63,14 @@ class SnapshotService(SnapshotServicer):
         return pb.StatResponse(info=_info(found))
 
     async def List(
-        self, request: pb.ListRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: pb.ListRequest, context: Context
     ) -> AsyncIterator[pb.ListResponse]:
         """At least one message, of all snapshots of one moment."""
         try:
             store = self._library.store
             found = await self._library.record("list the snapshots", store.list_snapshots)
         except ShimError as error:
-            await context.abort(code_of(error), str(error))
+            await refuse(context, error)
         for first in range(0, len(found) or 1, _MOST_AT_ONCE):
             yield pb.ListResponse(info=map(_info, found[first : first + _MOST_AT_ONCE]))
 

@@ -14,11 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-import grpc
-
 from shim import places
-from shim.api.server import OPTIONS
-from shim.api.shims import GRACE, serve_behind
 from shim.blocking import BlockingPool
 from shim.errors import FailedPrecondition, NotFound, ShimError, Unavailable
 from shim.keeper.client import Held
@@ -120,6 +116,7 @@ class Standalone:
 
     async def _serve(self, stack: contextlib.AsyncExitStack) -> None:
         from shim.api.services import add_services
+        from shim.api.serving import Server
         from shim.standalone import library
         from shim.standalone.machine import Machine
         from shim.standalone.tasks import MachineTasks
@@ -133,12 +130,11 @@ class Standalone:
         tasks = MachineTasks(self._host, self._tasks, opened, self._events, bundles)
         machine = Machine(self._host, opened, tasks)
         await machine.recover()
-        server = grpc.aio.server(options=OPTIONS)
-        await add_services(server, machine)
+        server = Server()
+        await add_services(server.services, machine)
         await self._listen()
-        directory = self._directory / _DIRECTORY
-        await serve_behind(server, self._host, directory, self._listener)
-        stack.push_async_callback(server.stop, GRACE)
+        await server.serve(self._host, self._directory / _DIRECTORY, self._listener)
+        stack.push_async_callback(server.stop)
 
     async def _listen(self) -> None:
         """Have the keeper listen; the file says what the listener means before the keeper has it.

@@ -74,7 +74,7 @@ def translated(socket: Path) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        failure = error_of(error.code(), error.details() or error.code().name)
+        failure = error_of(error.code().value[0], error.details() or error.code().name)
         if isinstance(failure, Unavailable) and not is_listening(socket):
             failure = Unavailable(f"no shim answers on {socket}")
         raise failure from error
