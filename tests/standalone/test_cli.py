@@ -180,6 +180,21 @@ def test_a_run_that_was_killed_does_not_keep_the_name(
     assert machine.done("run", "--rm", "--name", id, "busybox", "--", "echo", "hi") == "hi\n"
 
 
+def test_a_run_takes_no_image_for_a_rest(machine: Machine, new_id: Callable[[], str]) -> None:
+    """An image with the name that the container's root would have stays."""
+    id = new_id()
+
+    async def commit() -> None:
+        async with HostClient(machine.node.serve()) as host:
+            await host.prepare("loose", "busybox")
+            await host.commit(f"containers/{id}", "loose")
+
+    asyncio.run(commit())
+    said = machine.refused("run", "--rm", "--name", id, "busybox", "--", "true")
+    assert f"denseshim snapshots --remove containers/{id}" in said
+    machine.done("snapshots", "--remove", f"containers/{id}")
+
+
 @contextlib.contextmanager
 def running(machine: Machine, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command after it has written the line "ready"."""
@@ -291,6 +306,49 @@ def test_events(machine: Machine, new_id: Callable[[], str]) -> None:
         finally:
             process.kill()
     assert seen == ["create", "start", "exit"]
+
+
+def test_events_end_at_ctrl_c_as_a_shell_has_it(machine: Machine) -> None:
+    with machine.terminal("events") as terminal:
+        machine.done("run", "--rm", "busybox", "--", "true")
+        terminal.until(b" exit ")
+        terminal.write(b"\x03")
+        assert b"Aborted" not in terminal.rest()
+        assert terminal.wait() == 128 + signal.SIGINT
+
+
+def test_nobody_reads_a_list(machine: Machine) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        streams = {"stdout": writing, "stderr": subprocess.PIPE}
+        done = machine.call("snapshots", capture_output=False, **streams)
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
+
+
+def test_what_would_move_the_cursor_is_shown_as_escapes(
+    machine: Machine, new_id: Callable[[], str]
+) -> None:
+    id, words = new_id(), ("sh", "-c", "sleep 1000", "\x1b]0;own\x07\n")
+    machine.done("run", "-d", "--name", id, "--label", "a=\x1b[31m\nb", "busybox", "--", *words)
+    shown = machine.done("ps")
+    assert "\x1b" not in shown
+    assert "a=\\x1b[31m\\nb" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("run bu", ["busybox"]), ("run -t bu", ["busybox"]), ("run busybox bu", []),
+     ("snapshots --remove bu", ["busybox"])],
+)  # fmt: skip
+def test_completion(machine: Machine, words: str, found: list[str]) -> None:
+    words = f"denseshim {words}"
+    env = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    env["_DENSESHIM_COMPLETE"] = "bash_complete"
+    shown = machine.done(env={**os.environ, **env}).split()
+    assert [line.partition(",")[2] for line in shown] == found
 
 
 def test_check(machine: Machine) -> None:
@@ -412,6 +470,49 @@ def test_import_of_an_archive_shows_progress_on_a_terminal(
     machine.done("run", "--rm", "archive", "--", "test", "-s", "/large")
     assert "archive" in machine.refused("import", "archive", str(archive))
     machine.done("snapshots", "--remove", "archive")
+
+
+def test_a_name_is_no_markup(machine: Machine) -> None:
+    name = "a[/b][red]c"
+    with machine.terminal("import", name, str(machine.rootfs)) as terminal:
+        assert name.encode() in terminal.rest()
+        assert terminal.wait() == 0
+    machine.done("snapshots", "--remove", name)
+
+
+def test_a_front_s_death_during_an_import_is_not_seen(machine: Machine, tmp_path: Path) -> None:
+    """It begins anew: nothing of the first one is left."""
+    path = tmp_path / "layer.tar"
+    with tarfile.open(path, "w:gz") as tar:
+        large = tarfile.TarInfo("large")
+        large.size = 300_000_000
+        tar.addfile(large, Zeros())
+    command = machine.command("import", "slow", str(path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        directories = machine.node.library / "snapshots"
+        before = set(os.listdir(directories))
+        wait_until(lambda: set(os.listdir(directories)) - before, lambda: "no import has begun")
+        machine.kill_front()
+        said, complaint = process.communicate(timeout=PATIENCE)
+    assert (said, complaint, process.returncode) == (b"slow\n", b"", 0)
+    machine.done("snapshots", "--remove", "slow")
+
+
+class Zeros(io.RawIOBase):
+    """As many as are wanted."""
+
+    def readinto(self, buffer: Any) -> int:
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+    def readable(self) -> bool:
+        return True
+
+
+def test_a_host_for_a_group_that_there_is_not(machine: Machine) -> None:
+    done = machine.call("host", "--group", "no-such-group")
+    assert done.returncode == 2
+    assert b"groupadd no-such-group" in done.stderr
 
 
 def test_an_archive_that_would_write_elsewhere(machine: Machine, tmp_path: Path) -> None:

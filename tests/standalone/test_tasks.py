@@ -76,6 +76,25 @@ async def test_a_task_lives_and_ends(
     await api.delete_container(id)
 
 
+async def test_the_root_of_a_task_stays_its_own(api: Api, image: str, new_id: NewId) -> None:
+    """It is pinned by the record as long as the task is there, and nobody else's meanwhile."""
+    id, other = new_id(), new_id()
+    loose = containers_pb2.UpdateContainerRequest(container=containers_pb2.Container(id=id))
+    loose.update_mask.paths.append("rootfs")
+    async with api.events() as events:
+        pid = await running(api, image, id)
+        async with refused(PRECONDITION, "delete that first"):
+            await api.containers.Update(loose)
+        await api.create_container(other, ["true"], rootfs=id)
+        async with refused(PRECONDITION, id):
+            await api.create(other)
+        await api.kill(id)
+        await events.wait_for(EXIT, pid)
+        await api.delete(id)
+        assert await api.create(other) > 0
+        await api.containers.Update(loose)
+
+
 async def test_every_reader_gets_every_event(api: Api, image: str, new_id: NewId) -> None:
     """What happened before there was one goes to the first."""
     early, late = new_id(), new_id()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import socket
 import sys
 from typing import Final
@@ -40,6 +41,8 @@ def host(
     """
     if (stop and status) or (force and not stop):
         raise click.UsageError("give one of --stop, --stop --force and --status")
+    if group and not _is_group(group):
+        raise click.UsageError(f"there is no group {group!r}; make it: groupadd {group}")
     with reported(exit_code=1):
         if stop:
             _stop(force)
@@ -47,6 +50,14 @@ def host(
             _show_status(as_json)
         else:
             _serve(debug, group)
+
+
+def _is_group(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _serve(debug: bool, group: str) -> None:

@@ -19,6 +19,7 @@ from shim.client import HostClient
 from shim.client.probe import is_listening
 from shim.detach import CannotStart
 from shim.errors import ShimError, Unavailable
+from shim.metadata.values import Kind
 
 # A pair that was empty may end between being found and being asked; once more is likely a defect.
 _TRIES: Final = 3
@@ -101,10 +102,21 @@ async def _ids(host: HostClient) -> list[str]:
     return [container.id for container in await host.containers()]
 
 
+async def _snapshots(host: HostClient) -> list[str]:
+    return sorted(info.key for info in await host.snapshots())
+
+
 async def _images(host: HostClient) -> list[str]:
-    return sorted({container.key for container in await host.snapshots()})
+    """What was imported, and not the layers below it, which have digests for names."""
+    found = await host.snapshots()
+    return sorted(
+        info.key
+        for info in found
+        if info.kind is Kind.COMMITTED and not info.key.startswith("sha256:")
+    )
 
 
 complete_id = _complete(_ids)
-complete_snapshot = _complete(_images)
+complete_snapshot = _complete(_snapshots)
+complete_image = _complete(_images)
 id_argument: Callable[[Any], Any] = click.argument("id", shell_complete=complete_id)

@@ -22,7 +22,7 @@ from shim.client import HostClient, TaskClient, once, steadily
 from shim.client.start import undisturbed
 from shim.client.steady import RECONNECT_S
 from shim.errors import AlreadyExists, NotFound, ShimError, Unavailable
-from shim.metadata.values import Container
+from shim.metadata.values import Container, Kind
 from shim.model import Stdio
 from shim.oci.spec import spec
 from shim.snapshots.image import Defaults
@@ -151,13 +151,24 @@ async def _prepare(host: HostClient, key: str, wish: Wish) -> None:
     try:
         await steadily(host, lambda: host.get(wish.id))
     except NotFound:
-        with contextlib.suppress(NotFound):
-            await host.remove(key)
+        await _make_way(host, key)
         await host.prepare(key, wish.image)
         return
     raise AlreadyExists(
         f"there is a container {wish.id} already: denseshim rm {wish.id}, or give another --name"
     )
+
+
+async def _make_way(host: HostClient, key: str) -> None:
+    """Remove what can only be a root file system: an image is somebody's."""
+    found = await steadily(host, host.snapshots)
+    if any(info.key == key and info.kind is Kind.COMMITTED for info in found):
+        raise AlreadyExists(
+            f"an image has the name {key}, which the container's root would have: give another "
+            f"--name, or denseshim snapshots --remove {key}"
+        )
+    with contextlib.suppress(NotFound):
+        await host.remove(key)
 
 
 def config_of(container: Container) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import click
 from shim.cli.host_call import complete_snapshot, host_command
 from shim.cli.output import show_json, show_table
 from shim.cli.params import json_option
-from shim.client import HostClient, steadily
+from shim.client import HostClient, once, steadily
 from shim.client.host import Image, ImportStep, SnapshotInfo, SnapshotUsage
 from shim.errors import NotFound, Unavailable
 
@@ -33,17 +35,14 @@ async def import_(
     A directory is copied, a tar, also a compressed one, unpacked. Of an OCI image layout, which may
     be in a tar, the layers are applied, and what the image says about running it is kept.
     """
-    steps = host.import_path(
-        name, path, platform=platform, reference=reference, devices=not no_devices
-    )
-    made: Image | None = None
-    async with aclosing(steps):
-        with _Progress(name) as progress:
-            async for step in steps:
-                progress.show(step)
-                made = step.imported or made
-    if made is None:
-        raise Unavailable(f"the import of {path} ended without a result; do it again")
+    wishes = {"platform": platform, "reference": reference, "devices": not no_devices}
+    try:
+        made = await once(
+            host, lambda: _import(host, name, path, wishes), lambda: host.image(name)
+        )
+    except asyncio.CancelledError:
+        click.echo(f"denseshim: interrupted: nothing is left of {name}", err=True)
+        raise
     if made.lost:
         click.echo(
             f"denseshim: {made.lost} extended attributes are lost: the file system does not "
@@ -51,6 +50,19 @@ async def import_(
             err=True,
         )
     click.echo(name)
+
+
+async def _import(host: HostClient, name: str, path: str, wishes: Mapping[str, Any]) -> Image:
+    """Raises Unavailable when the host's front dies meanwhile: nothing, or all, is there then."""
+    made: Image | None = None
+    async with aclosing(host.import_path(name, path, **wishes)) as steps:
+        with _Progress(name) as progress:
+            async for step in steps:
+                progress.show(step)
+                made = step.imported or made
+    if made is None:
+        raise Unavailable(f"the import of {path} ended without a result; do it again")
+    return made
 
 
 class _Progress:
@@ -72,7 +84,7 @@ class _Progress:
                 TransferSpeedColumn,
             )
 
-            text = TextColumn("{task.description}")
+            text = TextColumn("{task.description}", markup=False)
             self._bar = Progress(
                 text, BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
                 console=Console(stderr=True), transient=True,

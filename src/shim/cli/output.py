@@ -63,17 +63,26 @@ def show_event(event: Event, as_json: bool) -> None:
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of words below a head, each column as wide as it has to be."""
-    lines = [head, *rows]
+    lines = [head, *([printable(word) for word in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         cells = (f"{word:{width}}" for word, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
 
 
+def printable(text: str) -> str:
+    """The text with escapes in the place of what would move a terminal's cursor, and worse."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
 def _show_processes(processes: Iterable[ProcessInfo]) -> None:
     click.echo(f"{'PID':>9}  {'STATUS':8}  COMMAND")
     for row in processes:
-        click.echo(f"{row.pid:>9}  {row.status.value:8}  {' '.join(row.args)}".rstrip())
+        command = printable(" ".join(row.args))
+        click.echo(f"{row.pid:>9}  {row.status.value:8}  {command}".rstrip())
 
 
 def clock(time: int) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
+from shim.cli.host_call import complete_image
 from shim.cli.image import run_detached, run_image
 from shim.cli.own import run_with_own_shim
 from shim.cli.params import ATTACHED, DIRECTORY, LABEL, runtime_option
@@ -31,6 +33,13 @@ class _Run(click.Command):
         return super().parse_args(ctx, args)
 
 
+def _complete_first(
+    ctx: click.Context, param: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """The first word may be an image; the others are the command's."""
+    return [] if ctx.params.get("words") else complete_image(ctx, param, word)
+
+
 @click.command(cls=_Run, context_settings=ATTACHED)
 @click.option("-t", "--terminal", is_flag=True, help="Give it a terminal.")
 @click.option("-i", "--interactive", is_flag=True, help="Give it our stdin (else empty).")
@@ -41,7 +50,8 @@ class _Run(click.Command):
 @click.option("--rootfs", type=DIRECTORY, help="Run in this root file system.")
 @runtime_option
 @click.option("--name", "--id", "id", help="The container's id (random).")
-@click.argument("words", nargs=-1, metavar="[IMAGE] [--] [COMMAND]...")
+@click.argument("words", nargs=-1, metavar="[IMAGE] [--] [COMMAND]...",
+                shell_complete=_complete_first)  # fmt: skip
 def run(
     terminal: bool,
     interactive: bool,

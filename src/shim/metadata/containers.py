@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from shim.errors import AlreadyExists, InvalidArgument, NotFound
 from shim.metadata import snapshots
-from shim.metadata.values import Container
+from shim.metadata.values import Container, Kind
 from shim.service.bundle import check_id
 
 _LABEL_LIMIT = 4096  # bytes of a label's key and value together
@@ -83,6 +83,17 @@ def delete(connection: sqlite3.Connection, id: str) -> tuple[int, ...]:
     container = get(connection, id)
     connection.execute("DELETE FROM containers WHERE id = ?", (id,))
     return snapshots.release(connection, container.rootfs)
+
+
+def roommates(connection: sqlite3.Connection, container: Container) -> list[str]:
+    """The ids of others with the same root, if that is a snapshot that can be written to."""
+    root = snapshots.stat(connection, container.rootfs)
+    if root.kind is not Kind.ACTIVE or root.readonly:
+        return []
+    rows = connection.execute(
+        "SELECT id FROM containers WHERE rootfs = ? AND id != ?", (container.rootfs, container.id)
+    )
+    return [id for (id,) in rows]
 
 
 def _container(

@@ -12,6 +12,10 @@ from shim.metadata.filters import Filter
 from shim.metadata.values import Container, Layer, Orphans, Snapshot
 
 
+def _none_has(id: str) -> bool:
+    return False
+
+
 class Store:
     """What one host knows of containers and snapshots. One process uses a store at a time.
 
@@ -69,15 +73,33 @@ class Store:
             found = containers.list_all(connection)
         return chosen.select(found)
 
-    def update_container(self, container: Container, mask: Sequence[str] = ()) -> Container:
+    def update_container(
+        self,
+        container: Container,
+        mask: Sequence[str] = (),
+        has_task: Callable[[str], bool] = _none_has,
+    ) -> Container:
         """Change the fields that `mask` names, or all, and return what is recorded then.
 
         The path labels.KEY is one label, which goes if `container` does not have it. The
-        snapshot that a container had as its root stays. Raises InvalidArgument for a path,
-        a label; NotFound for the container, its snapshot.
+        snapshot that a container had as its root stays. `has_task` as in delete_container.
+        Raises InvalidArgument for a path, a label; NotFound for the container, its snapshot;
+        FailedPrecondition for the root of a task.
         """
         with self._database.writing() as connection:
-            return containers.update(connection, container, mask)
+            before = containers.get(connection, container.id)
+            changed = containers.update(connection, container, mask)
+            if changed.rootfs != before.rootfs and has_task(container.id):
+                raise FailedPrecondition(
+                    f"the container {container.id!r} has a task, which runs in its root file "
+                    "system; delete that first"
+                )
+            return changed
+
+    def roommates(self, container: Container) -> list[str]:
+        """The ids of other containers whose root is the same snapshot, which can be written to."""
+        with self._database.reading() as connection:
+            return containers.roommates(connection, container)
 
     def delete_container(self, id: str, has_task: Callable[[str], bool]) -> tuple[int, ...]:
         """Forget a container with what only it used; the directories that may be removed.

@@ -77,9 +77,13 @@ class Machine:
         )
 
     async def update_container(self, container: Container, mask: Sequence[str]) -> Container:
-        """Raises InvalidArgument; NotFound for the container, for its snapshot."""
+        """Raises InvalidArgument; NotFound for the container, for its snapshot.
+
+        FailedPrecondition for the root file system of a task.
+        """
+        update = self._store.update_container
         return await self.library.record(
-            "change the container", self._store.update_container, container, mask
+            "change the container", update, container, mask, self.tasks.has_task
         )
 
     async def delete_container(self, id: str) -> None:

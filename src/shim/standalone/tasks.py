@@ -13,8 +13,15 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from shim import places
-from shim.errors import AlreadyExists, InvalidArgument, NotFound, ShimError
+from shim.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ShimError,
+)
 from shim.events import Subscription
+from shim.metadata.values import Container as Recorded
 from shim.model import (
     CheckpointRequest,
     CreateRequest,
@@ -138,6 +145,7 @@ class MachineTasks:
         if there is not None:
             await self._tasks.delete(there)
         if not rootfs and container.rootfs:
+            await self._refuse_roommates(container)
             mounts = self._library.snapshots.mounts
             rootfs = await self._library.record("find the snapshot", mounts, container.rootfs)
         bundle = self._bundles / id
@@ -154,6 +162,16 @@ class MachineTasks:
         except ShimError:
             await self._leave(id)
             raise
+
+    async def _refuse_roommates(self, container: Recorded) -> None:
+        """What overlay does with one upper directory under two mounts is undefined."""
+        roommates = self._library.store.roommates
+        found = await self._library.record("look at the snapshot", roommates, container)
+        for other in filter(self.has_task, found):
+            raise FailedPrecondition(
+                f"the root file system of container {container.id} is that of {other}, which has "
+                "a task: delete that first, or prepare another snapshot"
+            )
 
     async def start(self, id: str) -> None:
         """Run the task's program. Raises NotFound, FailedPrecondition, RuntimeFailed."""
