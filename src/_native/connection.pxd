@@ -32,12 +32,12 @@ cdef enum:
 cdef enum:    # state of a request
     FRESH = 0                    # the front has said nothing about it: it has had no effect
     PARKED = 1                   # replayable
-    STARTED = 2                  # begun: `answer` is its answer when the front dies
+    STARTED = 2                  # begun: the empty answer is its answer when the front dies
 
 cdef struct Request:
     uint64_t id                  # 0: the slot is free
     uint64_t time                # of its arrival, ns since the epoch
-    Chain body, answer
+    Chain body
     uint32_t connection          # slot
     uint32_t stream
     uint32_t cost                # what it counts in its connection's `bytes`
@@ -48,7 +48,6 @@ cdef struct Request:
     uint8_t state
     uint8_t deaths               # of fronts that had it while it was fresh
     uint8_t sent                 # to the present front
-    uint8_t answer_lost          # there was no room for `answer`
 
 cdef struct Connection:
     int socket                   # owned; -1: the slot is free
@@ -178,7 +177,6 @@ cdef inline void request_free(Ttrpc *t, Request *request) noexcept nogil:
     for i in range(request.count):
         drop(&request.descriptors[i])
     chain_free(t.pool, &request.body)
-    chain_free(t.pool, &request.answer)
     if t.unsent == slot:
         t.unsent = request.next
     if request.previous == NONE:

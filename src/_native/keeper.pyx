@@ -33,8 +33,8 @@ from spawner cimport CANNOT_EXECUTE, is_command, spawner_start
 from stream cimport (ENDED_LIST, NOBODY, SINK_TAG, SOURCE_TAG, Relay, Stream, is_file, leave,
                      relay_add, relay_add_log, relay_open)
 from table cimport NONE, arena, map_find
-from ttrpc cimport (ttrpc_begun, ttrpc_deliver, ttrpc_event, ttrpc_front_gone, ttrpc_is_quiet,
-                    ttrpc_replayable, ttrpc_respond, ttrpc_run, ttrpc_signalled)
+from ttrpc cimport (ttrpc_deliver, ttrpc_event, ttrpc_front_gone, ttrpc_is_quiet, ttrpc_replayable,
+                    ttrpc_respond, ttrpc_run, ttrpc_signalled)
 from upgrade cimport (SAVED_CONNECTION, SAVED_DESCRIPTORS, SAVED_DESTINATION, SAVED_KEEPER,
                       SAVED_LISTENER, SAVED_LOG, SAVED_PROCESS, SAVED_REQUEST, SAVED_STREAM,
                       SAVED_UNCLAIMED, STATE_VERSION, Program, Reader, SavedKeeper, Writer,
@@ -521,8 +521,8 @@ cdef int upgrade(Keeper *k, Parcel *parcel) noexcept nogil:
 
 
 cdef bint has_payload(uint32_t kind) noexcept nogil:
-    return (kind == wire.BEGUN or kind == wire.RESPOND or kind == wire.DESTINATION
-            or kind == wire.PUBLISH or kind == wire.LOG)
+    return (kind == wire.RESPOND or kind == wire.DESTINATION or kind == wire.PUBLISH
+            or kind == wire.LOG)
 
 
 cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
@@ -567,8 +567,6 @@ cdef int perform(Keeper *k, Parcel *parcel) noexcept nogil:
         return listener_remove(&k.listeners, asked.id)
     if kind == wire.REPLAYABLE:
         return ttrpc_replayable(&k.ttrpc, asked.id)
-    if kind == wire.BEGUN:
-        return ttrpc_begun(&k.ttrpc, parcel)
     if kind == wire.RESPOND:
         return ttrpc_respond(&k.ttrpc, parcel)
     if kind == wire.DESTINATION:

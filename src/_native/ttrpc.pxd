@@ -1,6 +1,6 @@
 # ttrpc: takes requests from connections, gives them to the front, and sends its answers.
 #
-# When the front dies, a request that has begun gets the answer that was left for it, one that
+# When the front dies, a request that has begun gets the empty answer, one that
 # waits (replayable) is given to the next front, and so is one of which nothing is known, but
 # only once: what has killed two fronts is refused.
 
@@ -269,12 +269,12 @@ cdef inline bint ttrpc_deliver(Ttrpc *t) noexcept nogil:
 cdef inline void settle(Ttrpc *t, Request *request, bint blamed) noexcept nogil:
     """The front has died over this request; it is blamed for that unless the keeper meant it."""
     cdef Connection *c = &t.connections[request.connection]
+    cdef Chain empty
     if blamed and request.state == FRESH and request.sent:
         request.deaths += 1
-    if request.state == STARTED and not request.answer_lost:
-        send_response(t, c, request.stream, &request.answer)
-    elif request.state == STARTED:
-        send_status(t, c, request.stream, UNAVAILABLE, "the shim's front died over this request")
+    if request.state == STARTED:
+        memset(&empty, 0, sizeof(empty))
+        send_response(t, c, request.stream, &empty)
     elif request.deaths >= MOST_DEATHS:
         send_status(t, c, request.stream, UNAVAILABLE,
                     "the shim's front died twice over this request")
@@ -310,35 +310,14 @@ cdef inline int ttrpc_replayable(Ttrpc *t, uint64_t id) noexcept nogil:
     return 0
 
 
-cdef inline int begin_request(Ttrpc *t, uint64_t id, Request **found) noexcept nogil:
-    """Its answer, when the front dies, is what `found.answer` will hold: nothing as yet."""
+cdef inline void ttrpc_signalled(Ttrpc *t, uint64_t id) noexcept nogil:
+    """The signal that the request asks for has been sent: it has begun, if it is still there."""
     cdef Request *request = request_find(t, id)
     if request == NULL:
-        return ESRCH
+        return
     if request.state == PARKED:
         t.connections[request.connection].open += 1
     request.state = STARTED
-    request.answer_lost = False
-    chain_free(t.pool, &request.answer)
-    found[0] = request
-    return 0
-
-
-cdef inline void ttrpc_signalled(Ttrpc *t, uint64_t id) noexcept nogil:
-    """The signal that the request asks for has been sent."""
-    cdef Request *request
-    begin_request(t, id, &request)
-
-
-cdef inline int ttrpc_begun(Ttrpc *t, Parcel *parcel) noexcept nogil:
-    """0; ESRCH: no such request; else it has begun, but its answer is not kept: ENOBUFS."""
-    cdef Request *request = NULL
-    cdef int error = begin_request(t, parcel.record.id, &request)
-    if error:
-        return error
-    error = take_payload(parcel, t.pool, &request.answer)
-    request.answer_lost = error != 0
-    return error
 
 
 cdef inline int ttrpc_respond(Ttrpc *t, Parcel *parcel) noexcept nogil:

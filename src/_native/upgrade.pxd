@@ -30,7 +30,7 @@ from table cimport NONE, arena, map_find, map_put
 from wire cimport GONE
 
 cdef enum:
-    STATE_VERSION = 3
+    STATE_VERSION = 4
     STATE_MAGIC = 0x7065656B736E6564    # "densekeep"
     BUFFER = 16384
 
@@ -580,7 +580,6 @@ cdef inline int get_request(Reader *reader, Ttrpc *t) noexcept nogil:
     if request.state == PARKED:
         t.connections[request.connection].open -= 1
     t.connections[request.connection].bytes += request.cost
-    memset(&request.answer, 0, sizeof(Chain))
     request.sent = False
     return get_chain(t.pool, &request.body, reader.more, <uint32_t>reader.entry.more)
 

@@ -28,7 +28,6 @@ cdef enum:
     LISTEN = 30      # hold a listening socket as listener `id`; flags FRAMES, DOOR, ANYBODY
     UNLISTEN = 31    # close listener `id`; its connections stay
     REPLAYABLE = 32  # request `id` has had no effect: it may be given to any number of fronts
-    BEGUN = 33       # request `id` has begun; payload: its answer should this front die before it
     RESPOND = 34     # answer request `id`; payload: a ttrpc Response
     DESTINATION = 35    # events for destination `id` go to the socket at the path in the payload;
                      # snapshot: `number` events are queued

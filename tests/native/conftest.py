@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,15 @@ def host() -> Iterator[Host]:
             ) as made,
         ):
             yield Host(made, Path(folder))
+
+
+@pytest.fixture
+def target(host: Host) -> Iterator[int]:
+    """The id of a process that can be signalled."""
+    id = 1 << 32
+    pid = host.front.spawn(id, "/bin/sleep", "1000").pid
+    yield id
+    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

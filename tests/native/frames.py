@@ -36,6 +36,11 @@ class Frame:
         return HEADER.pack(len(self.body), self.stream, self.type, self.flags) + self.body
 
 
+def begin(front: Front, id: int, target: int) -> None:
+    """Have request `id` begin: as by a signal to process `target`, but by one that is none."""
+    assert front.ask(Kind.SIGNAL, id=target, number=0, owner=id).error == 0
+
+
 def request(stream: int, body: bytes = b"body", flags: int = 0) -> bytes:
     """A request's frame."""
     return Frame(stream, body, REQUEST, flags).pack()

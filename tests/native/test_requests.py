@@ -21,11 +21,11 @@ from tests.native.frames import (
     HEADER,
     MOST,
     REQUEST,
-    RESOURCE_EXHAUSTED,
     UNAVAILABLE,
     Caller,
     Frame,
     Host,
+    begin,
     listening,
     request,
     status_of,
@@ -164,57 +164,32 @@ def test_a_replayable_request_stays_so(host: Host) -> None:
             assert front.request().record.id == id
 
 
-@pytest.mark.parametrize("size", [0, 10, 100_000, MOST])
-def test_a_begun_request_gets_its_canned_answer(host: Host, size: int) -> None:
-    """And is given to nobody else."""
-    front = host.ready()
-    with host.call() as caller:
-        caller.send(request(1))
-        id = front.request().record.id
-        assert front.ask(Kind.BEGUN, id=id, payload=bytes(size)).error == 0
-        front = host.keeper.replace_front()
-        assert caller.receive() == Frame(1, bytes(size))
-        host.settle()
-        assert front.packets == []
-        assert front.respond(id) == errno.ESRCH
-
-
-def test_an_answer_in_time_replaces_the_canned_one(host: Host) -> None:
+def test_an_answer_in_time(host: Host, target: int) -> None:
+    """A request that has begun is answered by its front, if that lives so long."""
     front = host.ready()
     with host.call() as caller:
         caller.send(request(1), request(3))
         ids = [front.request().record.id for _ in range(2)]
-        assert front.ask(Kind.BEGUN, id=ids[0], payload=b"canned").error == 0
+        begin(front, ids[0], target)
         assert front.respond(ids[0], b"fresh") == 0
         host.keeper.replace_front()
         assert caller.receive() == Frame(1, b"fresh")
         assert host.front.request().record.id == ids[1]
 
 
-def test_a_canned_answer_that_is_too_long(host: Host) -> None:
-    """It is no different from an answer of that size."""
-    front = host.ready()
-    with host.call() as caller:
-        caller.send(request(1))
-        answer = bytes(MOST + 1)
-        assert front.ask(Kind.BEGUN, id=front.request().record.id, payload=answer).error == 0
-        host.keeper.replace_front()
-        assert status_of(caller.receive())[0] == RESOURCE_EXHAUSTED
-
-
-def test_how_a_request_may_go_on(host: Host) -> None:
-    """Replayable, begun, begun again: the last answer counts; never back to replayable."""
+def test_how_a_request_may_go_on(host: Host, target: int) -> None:
+    """Replayable, begun, begun again; never back to replayable."""
     front = host.ready()
     with host.call() as caller:
         caller.send(request(1))
         id = front.request().record.id
         assert front.ask(Kind.REPLAYABLE, id=id).error == 0
         assert front.ask(Kind.REPLAYABLE, id=id).error == 0
-        assert front.ask(Kind.BEGUN, id=id, payload=b"first").error == 0
-        assert front.ask(Kind.BEGUN, id=id, payload=b"second").error == 0
+        begin(front, id, target)
+        begin(front, id, target)
         assert front.ask(Kind.REPLAYABLE, id=id).error == errno.EINVAL
         host.keeper.replace_front()
-        assert caller.receive() == Frame(1, b"second")
+        assert caller.receive() == Frame(1, b"")
 
 
 def test_requests_that_are_none(host: Host) -> None:
@@ -224,7 +199,7 @@ def test_requests_that_are_none(host: Host) -> None:
         caller.send(request(1))
         id = front.request().record.id
         for wrong in (0, 1, id + 1, id - 1, id ^ 1 << 40, 2**64 - 1):
-            for kind in (Kind.REPLAYABLE, Kind.BEGUN, Kind.RESPOND):
+            for kind in (Kind.REPLAYABLE, Kind.RESPOND):
                 assert front.ask(kind, id=wrong).error == errno.ESRCH
         assert front.respond(id) == 0
         assert front.respond(id) == errno.ESRCH
@@ -350,7 +325,7 @@ def test_a_signal_for_a_caller_that_has_gone(host: Host) -> None:
 # ---- callers that go
 
 
-def test_a_hang_up_cancels(host: Host) -> None:
+def test_a_hang_up_cancels(host: Host, target: int) -> None:
     """Whatever state a request is in; its answer finds nobody; others are not concerned."""
     front = host.ready()
     with host.call() as other:
@@ -360,7 +335,7 @@ def test_a_hang_up_cancels(host: Host) -> None:
         caller.send(request(1), request(3), request(5))
         ids = [front.request().record.id for _ in range(3)]
         assert front.ask(Kind.REPLAYABLE, id=ids[0]).error == 0
-        assert front.ask(Kind.BEGUN, id=ids[1], payload=b"canned").error == 0
+        begin(front, ids[1], target)
         caller.close()
         for id in ids:
             front.report(Kind.CANCELLED, id)
@@ -419,7 +394,7 @@ def all_given(host: Host) -> list[Packet]:
     return found
 
 
-def test_requests_in_work(host: Host) -> None:
+def test_requests_in_work(host: Host, target: int) -> None:
     """64 of a connection; the next one is read when one of them is answered or parked."""
     front = host.ready()
     with host.call() as caller, host.call() as other:
@@ -434,7 +409,7 @@ def test_requests_in_work(host: Host) -> None:
         assert front.ask(Kind.REPLAYABLE, id=given[1].record.id).error == 0
         assert front.request().payload == b"65"
         assert all_given(host) == []
-        assert front.ask(Kind.BEGUN, id=given[1].record.id).error == 0
+        begin(front, given[1].record.id, target)
         assert front.respond(given[2].record.id) == 0
         assert all_given(host) == []
         assert front.respond(given[3].record.id) == 0
@@ -595,24 +570,6 @@ def test_answers_without_room(host: Host) -> None:
         caller.send(request(1))
         assert front.respond(front.request().record.id, bytes(MOST)) == 0
         assert caller.receive() == Frame(1, bytes(MOST))
-
-
-def test_a_canned_answer_without_room(host: Host) -> None:
-    """The request has begun all the same: it is not given to the next front."""
-    front = host.ready()
-    with host.call() as caller:
-        caller.send(*(request(2 * index + 1) for index in range(20)))
-        ids = [front.request().record.id for _ in range(20)]
-        errors = [front.ask(Kind.BEGUN, id=id, payload=bytes(MOST)).error for id in ids]
-        place = errors.index(errno.ENOBUFS)
-        received: list[Frame] = []
-        with background(lambda: received.extend(caller.receive() for _ in ids)):
-            front = host.keeper.replace_front()
-        host.settle()
-        assert front.packets == []
-        assert all(len(frame.body) == MOST for frame in received[:place])
-        message = "the shim's front died over this request"
-        assert status_of(received[place]) == (UNAVAILABLE, message)
 
 
 # ---- listeners

@@ -156,14 +156,12 @@ async def test_a_request_as_the_front_sees_it(pair: tuple[socket.socket, socket.
     assert await requests.get() == Incoming(9, 2, 5, 77, 1000, 1001, b"body", ())
     assert await cancelled.get() == 9
     client.replayable(9)
-    client.begun(9, b"canned")
     client.respond(9, b"answer")
     client.publish(4, 50, b"event", mark=0x8000, number=3)
     client.forget_destination(4)
     room = bytearray(ROOM)
-    assert [receive(theirs, room) for _ in range(5)] == [
+    assert [receive(theirs, room) for _ in range(4)] == [
         Packet(Record(Kind.REPLAYABLE, id=9), b"", []),
-        Packet(Record(Kind.BEGUN, id=9), b"canned", []),
         Packet(Record(Kind.RESPOND, id=9), b"answer", []),
         Packet(Record(Kind.PUBLISH, id=4, owner=50, flags=0x8000, number=3), b"event", []),
         Packet(Record(Kind.UNDESTINATION, id=4), b"", []),

@@ -256,10 +256,6 @@ class KeeperClient:
         """A request has had no effect: should this front die, the next one gets it."""
         self.tell(Record(Kind.REPLAYABLE, id=id))
 
-    def begun(self, id: int, answer: bytes) -> None:
-        """A request has effects from now on: should this front die, `answer` is its answer."""
-        self.tell(Record(Kind.BEGUN, id=id), answer)
-
     def respond(self, id: int, body: bytes) -> None:
         """Answer a request with a ttrpc Response; nothing happens when its caller is gone."""
         self.tell(Record(Kind.RESPOND, id=id), body)

@@ -36,7 +36,6 @@ class Kind(enum.IntEnum):
     LISTEN = 30
     UNLISTEN = 31
     REPLAYABLE = 32
-    BEGUN = 33
     RESPOND = 34
     DESTINATION = 35
     UNDESTINATION = 36
