@@ -84,8 +84,14 @@ def _compared(record: Record, verdict: Verdict) -> list[str]:
     return [
         cell(claim.subject),
         cell(verdict.baseline or _best(record, verdict)),
-        found + _STATES[verdict.met],
+        found + _state(verdict),
     ]
+
+
+def _state(verdict: Verdict) -> str:
+    if (verdict.met, verdict.possible) == (False, False):
+        return " (missed: out of any shim's reach here)"
+    return _STATES[verdict.met]
 
 
 def _best(record: Record, verdict: Verdict) -> str:

@@ -69,6 +69,8 @@ def test_the_report_says_what_no_shim_can_meet() -> None:
     (found,) = [row[2:] for row in rows(markdown(made_run())) if row[1] == "no time"]
     missed = "**missed**; out of any shim's reach here"
     assert found == ["≤ 1 ms", "3 ms", "–", "5 ms", "7 ms: 2 ms", missed]
+    (found,) = [row for row in rows(updated(BEGIN + END, made_run())) if "no time" in row[0]]
+    assert found[-1] == "3 ms (missed: out of any shim's reach here)"
 
 
 def test_what_is_met_is_not_out_of_reach() -> None:
