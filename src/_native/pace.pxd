@@ -127,10 +127,10 @@ cdef inline void looked(Relay *relay) noexcept nogil:
 # ---- growing pipes
 
 cdef inline bint resize_pipes(Stream *stream, int size) noexcept nogil:
-    """Both ends or none: a big pipe beside a small one brings little. A log has one only."""
+    """Both ends or none: a big pipe beside a small one brings little."""
     if fcntl(stream.source, F_SETPIPE_SZ, size) < 0:
         return False
-    if not stream.log and fcntl(stream.sink, F_SETPIPE_SZ, size) < 0:
+    if stream.way == SPLICE and fcntl(stream.sink, F_SETPIPE_SZ, size) < 0:
         fcntl(stream.source, F_SETPIPE_SZ, SMALL_PIPE)
         return False
     return True

@@ -142,6 +142,7 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
     cdef char *rest = relay.rest + <size_t>slot * CHUNK
     cdef uint64_t moved = 0
     cdef uint64_t most = CHUNK if stream.merging else TURN
+    cdef bint drained = False
     cdef ssize_t size
     cdef int outcome
     while moved < most:
@@ -149,6 +150,8 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
             return IDLE
         if stream.error:
             return OVER
+        if drained:
+            return IDLE    # an edge will tell; to read on would be to follow the writer, line by line
         size = read(stream.source, rest, CHUNK)
         if size == 0:
             return OVER
@@ -160,6 +163,7 @@ cdef inline int copy_turn(Relay *relay, uint32_t slot) noexcept nogil:
         moved += size
         stream.offset = 0
         stream.pending = <uint32_t>size
+        drained = size < CHUNK and stream.piped and not stream.hung_up and not stream.finishing
     return AGAIN
 
 

@@ -65,7 +65,7 @@ cdef struct Stream:
     uint8_t muted              # the source's events are off, for the sink is full
     uint8_t stuck              # its pipes cannot grow
     uint8_t file               # the sink is a file: never full but for its disk, and unwatched
-    uint8_t piped              # a log's: the source is a pipe
+    uint8_t piped              # not SPLICE, but the source is a pipe
     uint8_t ending             # a log's: all has been read
 
 cdef struct Relay:
@@ -208,6 +208,11 @@ cdef inline int way_of(int source, int sink) noexcept nogil:
     return TERMINAL if S_ISCHR(first.st_mode) else COPY
 
 
+cdef inline bint is_pipe(int fd) noexcept nogil:
+    cdef stat_t facts
+    return fstat(fd, &facts) == 0 and S_ISFIFO(facts.st_mode)
+
+
 cdef inline bint is_file(int fd) noexcept nogil:
     """A regular file. epoll refuses most of them (EPERM), but not all: FUSE's it takes."""
     cdef stat_t facts
@@ -241,6 +246,7 @@ cdef inline int relay_add(Relay *relay, uint64_t id, int source, int sink, int h
     stream.flags = flags & (OUTPUT | INPUT | STAY)
     stream.party = party
     stream.way = way_of(source, sink)
+    stream.piped = stream.way == COPY and is_pipe(source)
     stream.file = is_file(sink)
     stream.where = NOWHERE
     if id:
