@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import Self
 
 from shim.errors import ResourceExhausted
@@ -35,6 +35,7 @@ class EventLog:
         self._numbers = itertools.count()
         # What no reader has had, by number, oldest first; at most LIMIT.
         self._undelivered: OrderedDict[int, Event] = OrderedDict()
+        self._waiting: Counter[Event] = Counter()  # the same: how many are alike
         self._subscriptions: set[Subscription] = set()
         self._lines = 0  # in the journal
         self._unrecorded: set[int] = set()  # what the journal could not take
@@ -60,7 +61,7 @@ class EventLog:
 
     def holds(self, event: Event) -> bool:
         """Whether this very event waits for its first reader."""
-        return event in self._undelivered.values()
+        return self._waiting[event] > 0
 
     def withdraw(self, id: str, type: EventType) -> None:
         """Take back what no reader has had: it did not come to be. Before the first `subscribe`.
@@ -69,7 +70,7 @@ class EventLog:
         """
         for number, event in list(self._undelivered.items()):
             if (event.id, event.type) == (id, type):
-                del self._undelivered[number]
+                self._take(number)
         self._rewrite()
 
     def subscribe(self) -> Subscription:
@@ -81,14 +82,23 @@ class EventLog:
     def _keep(self, event: Event) -> int:
         number = next(self._numbers)
         self._undelivered[number] = event
+        self._waiting[event] += 1
         if len(self._undelivered) > LIMIT:
-            oldest, lost = self._undelivered.popitem(last=False)
+            oldest = next(iter(self._undelivered))
+            lost = self._take(oldest)
             self._strike(oldest)
             self.dropped += 1
             if self.dropped.bit_count() == 1:  # ever less often: maybe nobody will ever listen
                 text = "too many undelivered events; dropped (%d by now): %s"
                 _log.error(text, self.dropped, lost)
         return number
+
+    def _take(self, number: int) -> Event:
+        event = self._undelivered.pop(number)
+        self._waiting[event] -= 1
+        if not self._waiting[event]:
+            del self._waiting[event]
+        return event
 
     def _record(self, event: Event) -> None:
         if self._lines < 2 * LIMIT:
@@ -104,7 +114,8 @@ class EventLog:
         self._unrecorded.clear()
 
     def _delivered(self, number: int) -> None:
-        if self._undelivered.pop(number, None) is not None:
+        if number in self._undelivered:
+            self._take(number)
             self._strike(number)
 
     def _strike(self, number: int) -> None:

@@ -115,6 +115,19 @@ async def test_equal_events_are_two_events(log):
     assert await take(again, 2) == [1, 2]
 
 
+async def test_the_log_holds_what_no_reader_has_had(log, monkeypatch):
+    monkeypatch.setattr(events, "LIMIT", 2)
+    publish(log, 1, 1)
+    reader = log.subscribe()
+    await take(reader, 1)
+    assert log.holds(event(1)), "there were two"
+    await take(reader, 1)
+    assert not log.holds(event(1))
+    reader.close()
+    publish(log, 2, 3, 4)
+    assert [log.holds(event(number)) for number in (2, 3, 4)] == [False, True, True]
+
+
 async def test_close_ends_the_iteration_even_of_a_waiting_reader(log):
     reader = log.subscribe()
     waiting = asyncio.create_task(anext(reader, None))
