@@ -24,8 +24,8 @@ _FREEZER = "freezer"
 _COUNTING = frozenset({"cpu", "cpuacct", "memory", "blkio", "pids", "hugetlb", "rdma"})
 # ENODEV: the file was open when its cgroup went. EOPNOTSUPP: a threaded cgroup has no list of
 # processes (its domain, further up, has them), and a kernel may be told to measure no pressure.
-_ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP})
-_LARGEST = 65536  # bytes; the longest files have a few lines for each block device
+ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP})
+LARGEST = 65536  # bytes; the longest files have a few lines for each block device
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -100,7 +100,7 @@ def _write(path: str, text: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno not in ABSENT:
             raise
 
 
@@ -113,11 +113,11 @@ def content(path: str) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            return os.read(descriptor, _LARGEST)
+            return os.read(descriptor, LARGEST)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return b""
         raise
 
@@ -256,7 +256,7 @@ def _members(directory: str) -> list[int]:
     try:
         text = Path(directory, "cgroup.procs").read_bytes()
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return []
         raise
     # 0 stands for a process that has no number in our pid namespace.

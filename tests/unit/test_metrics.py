@@ -50,6 +50,14 @@ def page_sizes(monkeypatch):
         monkeypatch.setattr(module, "huge_page_sizes", lambda: ["1GB", "2MB"])
 
 
+def read(paths):
+    gauges = metrics.Gauges()
+    try:
+        return gauges.read("box", paths)
+    finally:
+        gauges.drop("box")
+
+
 def write(directory, contents):
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
@@ -77,7 +85,7 @@ def test_what_the_kernel_shows_is_what_is_told(container):
     memory, pids = Path(paths["memory"]), Path(paths["pids"])
     (memory / "memory.limit_in_bytes").write_text("64M")
     (pids / "pids.max").write_text("7")
-    message, url = metrics.read(paths)
+    message, url = read(paths)
     assert url == "io.containerd.cgroups.v1.Metrics"
     assert isinstance(message, v1_pb.Metrics)
     assert (message.pids.current, message.pids.limit) == (1, 7)
@@ -102,7 +110,7 @@ def test_used_processor_time_is_in_nanoseconds(container):
             pass
         burner.kill()
     tick, ticks = 10**9 // os.sysconf("SC_CLK_TCK"), cgroup.counters(stat.read_bytes())
-    usage = metrics.read(paths)[0].cpu.usage
+    usage = read(paths)[0].cpu.usage
     assert usage.user == ticks["user"] * tick >= 3 * tick
     assert usage.kernel == ticks["system"] * tick
     assert usage.total == int(Path(paths["cpuacct"], "cpuacct.usage").read_text())
@@ -112,7 +120,7 @@ def test_used_processor_time_is_in_nanoseconds(container):
 def test_a_process_in_the_shims_own_cgroup_has_none(sleeper):
     assert metrics.locate(sleeper) == {}
     with pytest.raises(NotFound, match="no cgroup"):
-        metrics.read({})
+        read({})
 
 
 def test_a_process_that_is_gone_has_none():
@@ -127,14 +135,14 @@ def test_a_cgroup_that_is_gone_is_not_found(container):
         Path(path).parent.joinpath("cgroup.procs").write_text(str(container))
         os.rmdir(path)
     with pytest.raises(NotFound, match="no cgroup"):
-        metrics.read(paths)
+        read(paths)
 
 
 def test_a_part_that_is_gone_is_skipped(container):
     paths = metrics.locate(container)
     Path(paths["pids"]).parent.joinpath("cgroup.procs").write_text(str(container))
     os.rmdir(paths["pids"])
-    message, _ = metrics.read(paths)
+    message, _ = read(paths)
     assert message.pids == v1_pb.PidsStat()
     assert message.memory.hierarchical_memory_limit > 0
 
@@ -215,21 +223,21 @@ def test_all_parts_of_v1(tmp_path, monkeypatch):
         write(tmp_path / controller, contents)
     names = {"7:0": "/dev/loop0", "9999:1": ""}
     monkeypatch.setattr(v1, "_device", lambda number: names[number])
-    message, url = metrics.read({name: str(tmp_path / name) for name in V1_FILES})
+    message, url = read({name: str(tmp_path / name) for name in V1_FILES})
     assert message == parsed(V1_METRICS, v1_pb.Metrics)
     assert url == v1_pb.Metrics.DESCRIPTOR.full_name
 
 
 def test_controllers_that_the_host_lacks_are_left_out(tmp_path):
     write(tmp_path, V1_FILES["cpu"])
-    message, _ = metrics.read({"cpu": str(tmp_path)})
+    message, _ = read({"cpu": str(tmp_path)})
     wanted = "cpu { usage {} throttling { periods: 1 throttled_periods: 2 throttled_time: 3 } }"
     assert message == parsed(wanted, v1_pb.Metrics)
 
 
 def test_a_new_kernel_s_counters_are_no_error(tmp_path):
     write(tmp_path, {"memory.oom_control": "oom_kill 1\noom_new 2\n", "memory.stat": "new 3\n"})
-    message, _ = metrics.read({"memory": str(tmp_path)})
+    message, _ = read({"memory": str(tmp_path)})
     assert message.memory_oom_control == v1_pb.MemoryOomControl(oom_kill=1)
 
 
@@ -293,7 +301,7 @@ memory_events { low: 1 high: 2 max: 3 oom: 4 oom_kill: 5 }
 
 def test_all_parts_of_v2(tmp_path):
     write(tmp_path, V2_FILES)
-    message, url = metrics.read({cgroup.UNIFIED: str(tmp_path)})
+    message, url = read({cgroup.UNIFIED: str(tmp_path)})
     assert message == parsed(V2_METRICS, v2_pb.Metrics)
     assert url == v2_pb.Metrics.DESCRIPTOR.full_name
 
@@ -301,7 +309,7 @@ def test_all_parts_of_v2(tmp_path):
 def test_v2_without_any_controller(tmp_path):
     """What is left are the processor's times; the parts are there, for readers that expect them."""
     write(tmp_path, {"cpu.stat": "usage_usec 1\n"})
-    message, _ = metrics.read({cgroup.UNIFIED: str(tmp_path)})
+    message, _ = read({cgroup.UNIFIED: str(tmp_path)})
     assert message == parsed(
         "pids {} cpu { usage_usec: 1 } memory {} rdma {} io {} memory_events {}", v2_pb.Metrics
     )
@@ -309,13 +317,13 @@ def test_v2_without_any_controller(tmp_path):
 
 def test_a_v2_cgroup_that_is_gone_is_not_found(tmp_path):
     with pytest.raises(NotFound, match="no cgroup"):
-        metrics.read({cgroup.UNIFIED: str(tmp_path / "gone")})
+        read({cgroup.UNIFIED: str(tmp_path / "gone")})
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "pids.current").mkdir()
     with pytest.raises(IsADirectoryError):
-        metrics.read({cgroup.UNIFIED: str(tmp_path)})
+        read({cgroup.UNIFIED: str(tmp_path)})
 
 
 # Which version the host has
@@ -353,7 +361,66 @@ def test_the_host_s_mode_decides(mounted, wanted, monkeypatch):
 
 def test_huge_pages_are_named_as_in_cgroups(monkeypatch):
     names = ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB"]
-    monkeypatch.setattr(files, "listdir", lambda path: names)
+    monkeypatch.setattr(files.os, "listdir", lambda path: names)
     files.huge_page_sizes.cache_clear()
     assert files.huge_page_sizes() == ["1GB", "2MB", "64KB"]
     files.huge_page_sizes.cache_clear()
+
+
+# ---- files that stay open
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def pids(folder, number):
+    write(folder, {"pids.current": f"{number}\n", "pids.max": "max\n"})
+    return {"pids": str(folder)}
+
+
+def test_what_is_asked_for_again_is_read_again(tmp_path):
+    gauges, paths = metrics.Gauges(), pids(tmp_path, 7)
+    assert gauges.read("box", paths)[0].pids.current == 7
+    before = open_files()
+    pids(tmp_path, 8)
+    assert gauges.read("box", paths)[0].pids.current == 8
+    assert open_files() == before
+    gauges.drop("box")
+    gauges.drop("box")
+    assert open_files() == before - 2
+
+
+def test_the_files_of_few_stay_open(tmp_path):
+    """Those that were asked for last."""
+    gauges, before = metrics.Gauges(), open_files()
+    made = {name: pids(tmp_path / str(name), name) for name in range(40)}
+    for _ in range(2):
+        for name, paths in made.items():
+            assert gauges.read(name, paths)[0].pids.current == name
+    assert open_files() == before + 2 * 16
+    for name in made:
+        gauges.drop(name)
+    assert open_files() == before
+
+
+def test_nothing_stays_open_of_what_is_gone(container):
+    gauges, before = metrics.Gauges(), open_files()
+    paths = {"pids": metrics.locate(container)["pids"]}
+    made = Path(paths["pids"])
+    assert gauges.read("box", paths)[0].pids.current == 1
+    (made.parent / "cgroup.procs").write_text(str(container))
+    made.rmdir()
+    with pytest.raises(NotFound):
+        gauges.read("box", paths)
+    assert open_files() == before
+
+
+def test_nothing_stays_open_of_what_cannot_be_read(tmp_path):
+    gauges, before = metrics.Gauges(), open_files()
+    paths = pids(tmp_path, 7)
+    (tmp_path / "pids.max").unlink()
+    (tmp_path / "pids.max").mkdir()
+    with pytest.raises(IsADirectoryError):
+        gauges.read("box", paths)
+    assert open_files() == before

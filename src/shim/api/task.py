@@ -17,7 +17,6 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shim import metrics
 from shim._pb.containerd.runc.v1 import options_pb2 as runc_pb2
 from shim._pb.containerd.task.v3 import task_pb2
 from shim._pb.containerd.v2.types import task_pb2 as types_pb2
@@ -205,7 +204,7 @@ class TaskService:
 
     async def stats(self, call: Call, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
         container = self._find(call, request.id)
-        message, url = metrics.read(container.facts.cgroups)
+        message, url = container.home.host.gauges.read(container, container.facts.cgroups)
         return task_pb2.StatsResponse(stats=anys.pack(message, url))
 
     async def connect(

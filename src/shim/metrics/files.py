@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from functools import cache
-from os import listdir
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
-from shim.cgroup import content, counters
+from shim.cgroup import ABSENT, LARGEST, content, counters
 
 NO_LIMIT: Final = 2**64 - 1
 _NO_RDMA_LIMIT: Final = 2**32 - 1
@@ -26,10 +26,13 @@ class Files:
 
     def text(self, path: str) -> bytes:
         """Raises OSError for what is neither readable nor absent, as all methods do."""
-        text = content(path)
+        text = self._read(path)
         if text:
             self.found = True
         return text
+
+    def _read(self, path: str) -> bytes:
+        return content(path)
 
     def number(self, path: str, without_limit: int = NO_LIMIT) -> int | None:
         """The one number in a file, `without_limit` for "max", None for no file."""
@@ -60,6 +63,33 @@ class Files:
         ]
 
 
+class OpenFiles(Files):
+    """Reads the same files again and again, and keeps them open: opening takes most of the time.
+
+    The owner closes it. The cgroup can be removed all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._descriptors: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close all; they are opened again when they are read."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _read(self, path: str) -> bytes:
+        try:
+            descriptor = self._descriptors.get(path)
+            if descriptor is None:
+                descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY)
+            return os.pread(descriptor, LARGEST, 0)
+        except OSError as error:
+            if error.errno in ABSENT:
+                return b""
+            raise
+
+
 def _known(values: dict[str, str]) -> list[tuple[str, str]]:
     return [(name, field) for name, field in _RDMA_FIELDS.items() if name in values]
 
@@ -72,7 +102,7 @@ def _handles(text: str) -> int:
 def huge_page_sizes() -> list[str]:
     """The sizes in names of hugetlb files, such as 2MB; they change at boot only."""
     try:
-        folders = sorted(listdir("/sys/kernel/mm/hugepages"))
+        folders = sorted(os.listdir("/sys/kernel/mm/hugepages"))
     except FileNotFoundError:
         return []
     return [_size(int(name.removeprefix("hugepages-").removesuffix("kB"))) for name in folders]

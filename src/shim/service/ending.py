@@ -52,6 +52,7 @@ def _forget(container: Container, answer: Callable[[Exit], None]) -> Exit:
     container.home.teller.tell(event, init.child_id)
     container.runtime.pid_file.unlink(missing_ok=True)
     container.home.host.oom.unwatch(container)
+    container.home.host.gauges.drop(container)
     container.deleted = True
     answer(ended)
     container.home.record.clear(deleted="" if facts.namespace else facts.id)

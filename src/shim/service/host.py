@@ -12,6 +12,7 @@ from shim.blocking import BlockingPool
 from shim.cgroup import procs_files
 from shim.errors import InvalidArgument
 from shim.keeper.client import KeeperClient
+from shim.metrics import Gauges
 from shim.model import Stdio
 from shim.oom import OomWatcher
 from shim.runtime import Runtime, Spawn
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Host:
-    """The keeper, the threads for what may block, the watch for OOM kills, and the clock.
+    """The keeper, the threads for what may block, the watch for OOM kills, gauges, and the clock.
 
     `now` gives nanoseconds since the epoch.
     """
@@ -38,6 +39,7 @@ class Host:
     pool: BlockingPool
     oom: OomWatcher
     now: Callable[[], int]
+    gauges: Gauges = field(default_factory=Gauges)
     _later: set[asyncio.Future[None]] = field(default_factory=set)
 
     def later(self, work: Awaitable[None]) -> None:
