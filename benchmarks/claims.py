@@ -31,6 +31,11 @@ class Kind(enum.StrEnum):
     ABOVE = "above"  # the subject's less the floor's
 
 
+# What makes up the figure of a shim without any cost of its own: systems, each of whose figures is
+# multiplied by what stands beside it, and added.
+Least = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True)
 class Claim:
     """The figure is at most `most`, by way of `kind`."""
@@ -42,9 +47,7 @@ class Claim:
     subject: str = SUBJECT
     baselines: tuple[str, ...] = BASELINES
     floor: str = FLOOR
-    # What makes up the figure of a shim without any cost of its own: systems, each of whose
-    # figures is multiplied by what stands beside it, and added.
-    least: tuple[tuple[str, int], ...] = ()
+    least: Least = ()
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
