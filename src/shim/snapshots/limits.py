@@ -8,6 +8,8 @@ from typing import Final, Protocol
 from shim.errors import InvalidArgument
 
 _STEP: Final = 1 << 20
+# Long names of a file and of its link, and pax records; and some more.
+_HEADERS_OF_ENTRY: Final = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Budget:
     limits: Limits = field(default_factory=Limits)
     bytes: int = 0
     entries: int = 0
+    headers: int = 0
 
     def take_bytes(self, count: int) -> None:
         """Raises InvalidArgument beyond the limit."""
@@ -53,6 +56,15 @@ class Budget:
         if self.entries > self.limits.entries:
             raise InvalidArgument(
                 f"there are more than {self.limits.entries} files, which is the limit of an import"
+            )
+
+    def take_header(self) -> None:
+        """Count what says something about files without being one. Raises as above."""
+        self.headers += 1
+        limit = self.limits.entries * _HEADERS_OF_ENTRY
+        if self.headers > limit:
+            raise InvalidArgument(
+                f"there are more than {limit} headers, which is the limit of an import"
             )
 
 
