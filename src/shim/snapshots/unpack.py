@@ -121,6 +121,7 @@ def copy_tree(source: int, tree: Tree, meter: Meter, but: os.stat_result | None 
 
 def _copy(found: Found, tree: Tree, meter: Meter, links: dict[tuple[int, int], str]) -> None:
     directory, names, facts = found
+    meter.unpacked(0)
     path = "/".join(names)
     if stat.S_IFMT(facts.st_mode) not in _TYPES:
         return
