@@ -1,6 +1,7 @@
 """Snapshots on real file systems: overlay's mounts, copies, full disks."""
 
 import contextlib
+import gzip
 import io
 import os
 import shutil
@@ -408,17 +409,62 @@ def test_a_damaged_layer_leaves_nothing(made, tmp_path, what):
     assert_sound(made)
 
 
-def test_an_import_may_be_broken_off(made, tmp_path):
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """Raised where an import is to end."""
 
-    def stop(what, done, total):
+
+def zeros(path, layered):
+    """16 MiB in a few KiB."""
+    members = [member("zeros", content=bytes(16 << 20))]
+    if layered:
+        return make_layout(path, [members]).write()
+    path.write_bytes(gzip.compress(archive(*members)))
+    assert path.stat().st_size < 1 << 16
+    return path
+
+
+def many(path, layered):
+    """Empty files, many of which fit in little."""
+    members = [member(str(number)) for number in range(3000)]
+    if layered:
+        return make_layout(path, [members]).write()
+    path.write_bytes(gzip.compress(archive(*members)))
+    return path
+
+
+def files_in_directory(path, layered):
+    path.mkdir()
+    for number in range(3000):
+        (path / str(number)).touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "layered"),
+    [(zeros, False), (zeros, True), (many, False), (many, True), (files_in_directory, False)],
+    ids=["zeros in a tar", "zeros in a layer", "many in a tar", "many in a layer", "a directory"],
+)
+def test_an_import_may_be_broken_off_soon(made, tmp_path, make, layered):
+    """However little is read of it: what has been made by then is no more than a few steps."""
+    source = make(tmp_path / "source", layered)
+    most = []
+
+    def progress(what, done, total):
+        most.append(taken(made.root))
         raise Stop
 
-    tar = tar_file(tmp_path / "tar", member("a", content=bytes(4 << 20)))
     with pytest.raises(Stop):
-        import_path(made, "x", tar, Wishes(progress=stop))
+        import_path(made, "x", source, Wishes(progress=progress))
+    files, size = most[0]
+    assert files < 100
+    assert size <= 4 << 20
     assert_sound(made)
+
+
+def taken(root):
+    """How many files and bytes the directory without a record has in it."""
+    found = [path.lstat() for path in root.glob("[0-9]*/fs/**/*")]
+    return len(found), sum(facts.st_size for facts in found)
 
 
 # Both forms show the same, and what a simple model says.

@@ -3,11 +3,13 @@
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import os
 import resource
 import subprocess
 import tarfile
+import time
 import tracemalloc
 
 import pytest
@@ -18,6 +20,7 @@ from shim.errors import FailedPrecondition, InvalidArgument
 from shim.snapshots import zstd
 from shim.snapshots.entry import Entry, Type, parts_of
 from shim.snapshots.inflate import Exact, inflated
+from shim.snapshots.limits import Budget, Limits
 from shim.snapshots.tar import Reader
 
 
@@ -274,6 +277,60 @@ def sparse(size, *numbers, stored=0):
 def test_a_sparse_file_that_does_not_fit_is_refused(data):
     with pytest.raises(InvalidArgument):
         read(data[1])
+
+
+def repeated(data, times):
+    """A source that gives `data` so many times, without holding all of it."""
+    return Exact(Pieces(itertools.repeat(data, times)))
+
+
+class Pieces:
+    def __init__(self, pieces):
+        self.pieces = iter(pieces)
+        self.held = b""
+
+    def read(self, size):
+        self.held = self.held or next(self.pieces, b"")
+        data, self.held = self.held[:size], self.held[size:]
+        return data
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"K", b"g"])
+def test_headers_before_one_file_are_bounded_together(kind):
+    """They would be held in memory, and packed they are small."""
+    one = header(b"x", 1_000_000, kind) + padded(b"1000000 comment=".ljust(999_999, b"A") + b"\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgument, match="headers for one file"):
+            list(Reader(repeated(one, 100)))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [b"x", b"V"])
+def test_headers_of_nothing_are_counted(kind):
+    with pytest.raises(InvalidArgument, match="more than 40 headers"):
+        list(Reader(repeated(header(b"x", 0, kind), 100), budget=Budget(Limits(entries=10))))
+
+
+def test_a_tar_s_headers_are_counted_beside_its_files():
+    """So many as a file may have: two long names, and pax records."""
+    one = (
+        header(b"L", 2, b"L") + padded(b"n\0") + header(b"K", 2, b"K") + padded(b"k\0")
+        + pax((b"mtime", b"1")) + header(b"a")
+    )  # fmt: skip
+    entries = list(Reader(repeated(one, 10), must_end=False, budget=Budget(Limits(entries=10))))
+    assert len(entries) == 10
+
+
+def test_many_records_are_read_as_fast_as_few():
+    """Copying what is left for each of them takes seconds."""
+    data = b"6 ab=\n" * ((1 << 20) // 6)
+    archive = header(b"x", len(data), b"x") + padded(data) + header(b"a") + END
+    before = time.process_time()
+    assert len(read(archive)) == 1
+    assert time.process_time() - before < 1
 
 
 @settings(max_examples=150, deadline=None)

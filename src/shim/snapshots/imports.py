@@ -124,6 +124,22 @@ class _Metered:
         return data
 
 
+class _Unpacked:
+    """Has all that is read of `source`, without its compression, counted as work.
+
+    A header is read by itself: so an archive of empty files is work, too.
+    """
+
+    def __init__(self, source: Source, meter: Meter) -> None:
+        self._source = source
+        self._meter = meter
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self._meter.unpacked(len(data))
+        return data
+
+
 class _Import:
     """One import. Raises InvalidArgument for the name, AlreadyExists."""
 
@@ -153,7 +169,8 @@ class _Import:
             number, root = self._begin(made, stack)
             tree = self._tree(root)
             meter = Meter(self._wishes.progress, "tar", total)
-            unpack(inflated(_Metered(source, meter)), tree)
+            plain = _Unpacked(inflated(_Metered(source, meter)), meter)
+            unpack(Exact(plain), tree)
             tree.finish()
             meter.tell()
             if not is_layout(root):
@@ -216,7 +233,7 @@ class _Import:
             what = f"layer {position + 1} of {len(image.layers)}"
             meter = Meter(self._wishes.progress, what, total, before + number * blob.size)
             with layout.open(blob, meter) as source:
-                plain = Summed(inflated(source), image.diff_ids[position])
+                plain = Summed(_Unpacked(inflated(source), meter), image.diff_ids[position])
                 step(Exact(plain), tree)
                 plain.verify()
                 source.verify()

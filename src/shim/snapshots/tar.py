@@ -15,9 +15,10 @@ from typing import Final
 from shim.errors import InvalidArgument
 from shim.snapshots.entry import DEVICES, Entry, Type
 from shim.snapshots.inflate import CHUNK, Exact
+from shim.snapshots.limits import Budget
 
 _BLOCK: Final = 512
-_HEADER_LIMIT: Final = 1 << 20  # bytes of a long name or of pax records
+_HEADER_LIMIT: Final = 1 << 20  # bytes of long names and pax records, for one entry or for all
 _PIECES_LIMIT: Final = 1 << 17
 _XATTR: Final = "SCHILY.xattr."
 
@@ -48,15 +49,20 @@ class _Extra:
     name: bytes | None = None
     link: bytes | None = None
     pax: list[tuple[str, bytes]] = field(default_factory=list)
+    size: int = 0  # of all that has been read of it, in bytes
 
 
 class Reader:
     """The entries of one archive, in order; `content` is of the one that came last."""
 
-    def __init__(self, source: Exact, must_end: bool = True) -> None:
-        """must_end: an archive without the mark of its end is taken to be cut off."""
+    def __init__(self, source: Exact, must_end: bool = True, budget: Budget | None = None) -> None:
+        """must_end: an archive without the mark of its end is taken to be cut off.
+
+        budget: where headers are counted that make no file.
+        """
         self._source = source
         self._must_end = must_end
+        self._budget = budget or Budget()
         self._global: dict[str, bytes] = {}
         self._pieces: tuple[Piece, ...] = ()
         self._stored = 0  # bytes of content that have not been read
@@ -70,6 +76,7 @@ class Reader:
             if self._take_extra(kind, header, extra):
                 continue
             if kind == _LABEL:
+                self._budget.take_header()
                 self._begin_content(_number(header, 124, 12))
             else:
                 yield self._entry(kind, header, extra)
@@ -108,10 +115,12 @@ class Reader:
         """Whether this was a header about the next one."""
         if kind not in b"xgLK":
             return False
+        self._budget.take_header()
         size = _number(header, 124, 12)
-        if not 0 <= size <= _HEADER_LIMIT:
-            raise InvalidArgument(f"the tar has a header of {size} bytes; {_HEADER_LIMIT} is the "
-                                  "limit")  # fmt: skip
+        extra.size += size
+        if size < 0 or extra.size > _HEADER_LIMIT:
+            raise InvalidArgument(f"the tar has {extra.size} bytes of headers for one file; "
+                                  f"{_HEADER_LIMIT} is the limit")  # fmt: skip
         self._begin_content(size)
         data = self._read_content(size)
         self._skip_content()
@@ -265,9 +274,10 @@ def _header_name(header: bytes) -> bytes:
 
 def _pax(data: bytes) -> list[tuple[str, bytes]]:
     """The records "LENGTH KEY=VALUE\\n", of which the length counts all."""
+    data = data.rstrip(b"\0")
     records = []
     place = 0
-    while place < len(data) and data[place:].strip(b"\0"):
+    while place < len(data):
         blank = data.find(b" ", place, place + 8)
         length = _int(data[place:blank]) if blank > place else 0
         record = data[blank + 1 : place + length]

@@ -50,7 +50,7 @@ class Tree:
         self, root: int, budget: Budget, lowers: Sequence[int] = (), devices: bool = True
     ) -> None:
         self._root = root
-        self._budget = budget
+        self.budget = budget
         self._lowers = tuple(lowers)
         self._devices = devices
         # A directory's time changes with what is put in it: it is set at the end, if that
@@ -66,8 +66,8 @@ class Tree:
         with _told(f"import {entry.name[:200]!r}"):
             parts = parts_of(entry.name)
             self._check(entry)
-            self._budget.take_entry()
-            self._budget.take_bytes(entry.size if entry.type is Type.FILE else 0)
+            self.budget.take_entry()
+            self.budget.take_bytes(entry.size if entry.type is Type.FILE else 0)
             if parts:
                 with self._made(parts[:-1]) as parent:
                     self._put(parent, parts, entry, content)
@@ -78,7 +78,7 @@ class Tree:
         """Hide what the layers below show of that name; what this layer has of it stays."""
         with _told(f"import the whiteout of {name[:200]!r}"):
             parts = parts_of(name)
-            self._budget.take_entry()
+            self.budget.take_entry()
             if not parts:
                 raise InvalidArgument("a layer may not hide its own root")
             self._hide(parts)
@@ -87,7 +87,7 @@ class Tree:
         """Hide all that the layers below show in the directory of that name."""
         with _told(f"import {name[:200]!r} as opaque"):
             parts = parts_of(name)
-            self._budget.take_entry()
+            self.budget.take_entry()
             if parts:
                 self._hide_below(parts)
             elif not self._shows_nothing_below:
@@ -100,7 +100,7 @@ class Tree:
         """Remove what is there of that name, for a layer that is put upon a copy."""
         with _told(f"remove {name[:200]!r}"):
             parts = parts_of(name)
-            self._budget.take_entry()
+            self.budget.take_entry()
             if not parts:
                 raise InvalidArgument("a layer may not remove its own root")
             if isinstance(layers.look(self._root, parts), os.stat_result):
@@ -111,7 +111,7 @@ class Tree:
         """Remove all that is in the directory of that name, if there is one."""
         with _told(f"empty {name[:200]!r}"):
             parts = parts_of(name)
-            self._budget.take_entry()
+            self.budget.take_entry()
             if _is_directory(layers.look(self._root, parts)):
                 with self._made(parts) as directory:
                     walk.remove_below_name(directory, ".")
@@ -264,7 +264,7 @@ class Tree:
 
     def _imply(self, parent: int, parts: Sequence[str]) -> int:
         """Make a directory that the archive has not mentioned."""
-        self._budget.take_entry()
+        self.budget.take_entry()
         path = "/".join(parts)
         try:
             directory = self._make_directory(parent, parts[-1], keep=True)

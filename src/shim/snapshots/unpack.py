@@ -39,7 +39,7 @@ def unpack(source: Exact, tree: Tree) -> None:
 
     Raises what Tree and Reader raise; InvalidArgument for symbolic links out of the tree.
     """
-    reader = Reader(source)
+    reader = Reader(source, budget=tree.budget)
     for entry in reader:
         _check_link(entry)
         tree.add(entry, reader.content())
@@ -48,7 +48,7 @@ def unpack(source: Exact, tree: Tree) -> None:
 
 def unpack_layer(source: Exact, tree: Tree) -> None:
     """Put a layer into `tree`, which has it alone: whiteouts hide what is below. As above."""
-    reader = Reader(source, must_end=False)
+    reader = Reader(source, must_end=False, budget=tree.budget)
     for entry in reader:
         folder, name = _split(entry.name)
         if name == _OPAQUE:
@@ -64,7 +64,7 @@ def unpack_layer(source: Exact, tree: Tree) -> None:
 
 def remove_hidden(source: Exact, tree: Tree) -> None:
     """Remove from `tree`, a copy of what is below, all that a layer hides. Raises as above."""
-    reader = Reader(source, must_end=False)
+    reader = Reader(source, must_end=False, budget=tree.budget)
     for entry in reader:
         folder, name = _split(entry.name)
         if name == _OPAQUE:
@@ -121,6 +121,7 @@ def copy_tree(source: int, tree: Tree, meter: Meter, but: os.stat_result | None 
 
 def _copy(found: Found, tree: Tree, meter: Meter, links: dict[tuple[int, int], str]) -> None:
     directory, names, facts = found
+    meter.unpacked(0)
     path = "/".join(names)
     if stat.S_IFMT(facts.st_mode) not in _TYPES:
         return
