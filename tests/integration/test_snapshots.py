@@ -503,13 +503,13 @@ def check_layers(made, layout, expected, form):
 
 @pytest.fixture
 def small(tmp_path):
-    """A function that runs a body on a file system of 4 MiB, in a mount namespace of its own."""
+    """A function that runs a body on a file system of 5 MiB, in a mount namespace of its own."""
     place = tmp_path / "small"
     place.mkdir()
 
     def run(body, form="overlay"):
         def work():
-            mounts.mount(Mount("tmpfs", "tmpfs", "/", ("size=4m",)), place)
+            mounts.mount(Mount("tmpfs", "tmpfs", "/", ("size=5m",)), place)
             try:
                 with snapshots(place, form) as made:
                     body(made, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import io
 import os
 import stat
 import subprocess
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from shim._pb.containerd.v1.types import types_pb2
 from shim._pb.denseshim.machine.v1 import machine_pb2 as pb
 from shim.snapshots.image import Defaults
 from tests.integration.support import until
@@ -128,6 +131,54 @@ async def test_an_import_ends_undone_when_its_caller_goes(
     )
     async with refused(grpc.StatusCode.NOT_FOUND):
         await api.machine.Image(pb.ImageRequest(name="endless"))
+
+
+async def test_a_full_disk_is_emptied_by_removing_things(
+    node: StandaloneNode, rootfs: Path, new_id: Callable[[], str]
+) -> None:
+    """Also by a host that has begun on it."""
+    place = "/var/lib/denseshim"
+    done = node.run("sh", "-c", f"mkdir {place} && mount -t tmpfs -o size=16m denseshim {place}")
+    assert done.returncode == 0, done.stderr
+    try:
+        ids = [new_id(), new_id()]
+        async with Api(node.start().serve()) as api:
+            await api.import_path("busybox", rootfs)
+            for id in ids:
+                mounts = await api.prepare(id, "busybox")
+                await api.create_container(id, rootfs=id)
+            fill(files_of(node, mounts) / "large")
+            async with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                await api.import_path("other", rootfs)
+            await api.delete_container(ids[0])
+            fill(node.library / "filler")
+            node.stop()
+        async with Api(node.start().serve()) as api:
+            await api.delete_container(ids[1])
+            (node.library / "filler").unlink()
+            await api.import_path("other", rootfs)
+            reserve = node.library / "metadata.db-reserve"
+            assert reserve.stat().st_blocks * 512 == 1 << 20
+        node.stop()
+    finally:
+        assert node.run("umount", "-l", place).returncode == 0
+
+
+def files_of(node: StandaloneNode, mounts: list[types_pb2.Mount]) -> Path:
+    """Where what is written to a snapshot goes."""
+    (upper,) = (text for text in mounts[0].options if text.startswith("upperdir="))
+    return node.inside(upper.partition("=")[2])
+
+
+def fill(path: Path) -> None:
+    """Take what is left on the disk."""
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        _write_on(file)
+
+
+def _write_on(file: io.FileIO) -> None:
+    while True:
+        file.write(bytes(4096))
 
 
 async def test_inspect(api: Api, image: str, new_id: Callable[[], str]) -> None:

@@ -476,6 +476,20 @@ def test_an_inner_layer_that_was_committed_by_name_stays(store):
     assert store.remove("base") == (1,)
 
 
+def test_nobody_chooses_a_layers_name(store):
+    """What is there by a digest is what the digest says."""
+    for name in ("sha256:" + "0" * 64, "sha512:x"):
+        with pytest.raises(InvalidArgument, match="no digest"):
+            prepare(store, name)
+        with pytest.raises(InvalidArgument, match="no digest"):
+            image(store, "inner", name)
+        prepare(store, "active")
+        with pytest.raises(InvalidArgument, match="no digest"):
+            store.commit(name, "active")
+        store.remove("active")
+    assert store.list_snapshots() == []
+
+
 def test_a_layer_is_shared_on_the_same_parent_only(store):
     image(store, "a", "b", "one")
     with pytest.raises(AlreadyExists, match="'b'"):
@@ -571,10 +585,10 @@ def small_disk(tmp_path):
     mounted = tmp_path / "disk"
     mounted.mkdir()
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "denseshim-test", mounted], check=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "denseshim-test", mounted], check=True
     )
     yield mounted
-    subprocess.run(["umount", mounted], check=True)
+    subprocess.run(["umount", "-l", mounted], check=True)
 
 
 def fill(path):
@@ -595,6 +609,61 @@ def test_a_full_disk_is_said_and_changes_nothing(small_disk):
     assert plain(store.create_container(large)) == large
     assert store.check() == []
     store.close()
+
+
+def reserve_of(disk):
+    return (disk / "metadata.db-reserve").stat().st_blocks * 512
+
+
+def test_on_a_full_disk_things_can_be_removed(small_disk):
+    """And again, when what was removed has made no room at all."""
+    store = Store.open(small_disk / "metadata.db")
+    image(store, "image")
+    roots = [f"root{number}" for number in range(12)]
+    for root in roots:
+        prepare(store, root, "image")
+        store.create_container(Container(root, rootfs=root))
+    for number, root in enumerate(roots):
+        fill(small_disk / f"filler{number}")
+        assert store.delete_container(root, idle) == (number + 2,)
+    fill(small_disk / "last")
+    assert store.remove("image") == (1,)
+    assert store.list_snapshots() == store.list_containers() == store.check() == []
+    with pytest.raises(ResourceExhausted, match="remove containers or snapshots"):
+        prepare_many(store)
+    for filler in small_disk.glob("filler*"):
+        filler.unlink()
+    store.make_reserve()
+    assert reserve_of(small_disk) >= 512 << 10, "as much as before, or nearly"
+    store.close()
+
+
+def prepare_many(store):
+    for number in range(1000):
+        prepare(store, f"more{number}")
+
+
+def test_a_store_on_a_full_disk_is_opened_to_remove_things(small_disk):
+    """SQLite makes its log, and an index of it, before anything can be read."""
+    store = Store.open(small_disk / "metadata.db")
+    prepare(store, "root")
+    store.close()
+    fill(small_disk / "filler")
+    again = Store.open(small_disk / "metadata.db")
+    assert again.remove("root") == (1,)
+    again.close()
+
+
+@pytest.mark.parametrize("left", [None, b"", b"x" * 10_000])
+def test_a_reserve_is_made_again_of_what_a_dead_process_has_left(store, path, left):
+    reserve = path.with_name("metadata.db-reserve")
+    store.close()
+    reserve.unlink()
+    if left is not None:
+        reserve.write_bytes(left)
+    Store.open(path).close()
+    assert reserve.stat().st_blocks * 512 >= 1 << 20
+    assert stat.S_IMODE(reserve.stat().st_mode) == 0o600 or left is not None
 
 
 def test_a_full_disk_at_the_start_is_said(small_disk):

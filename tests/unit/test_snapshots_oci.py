@@ -221,6 +221,13 @@ def test_nothing_of_a_layout_is_believed(maker, attack):
         choose(maker)
 
 
+def test_a_link_that_leads_out_is_told(maker):
+    maker.image([TAR])
+    of_layer(link_out)(maker)
+    with pytest.raises(InvalidArgument, match="blobs/sha256/.* symbolic link .* the file itself"):
+        choose(maker)
+
+
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
 def test_a_layout_needs_its_files(maker, name):
     maker.image([TAR])

@@ -100,7 +100,7 @@ class Standalone:
         failed = self._opening is not None and self._opening.done() and self._opening.exception()
         if self._opening is None or failed:
             self._opening = asyncio.ensure_future(self._open())
-            self._opening.add_done_callback(_note)
+            self._opening.add_done_callback(_note_opening)
         return self._opening
 
     async def _open(self) -> None:
@@ -128,12 +128,16 @@ class Standalone:
         stack.callback(opened.close)
         bundles = self._directory / places.BUNDLES
         tasks = MachineTasks(self._host, self._tasks, opened, self._events, bundles)
-        machine = Machine(self._host, opened, tasks)
+        machine = Machine(opened, tasks)
         await machine.recover()
         server = Server()
         await add_services(server.services, machine)
         await self._listen()
         await server.serve(self._host, self._directory / _DIRECTORY, self._listener)
+        cleaning = asyncio.ensure_future(machine.clean())
+        cleaning.add_done_callback(_note_cleaning)
+        # A thread of it is in the library: it cannot be cut short.
+        stack.push_async_callback(asyncio.wait, (cleaning,))
         stack.push_async_callback(server.stop)
 
     async def _listen(self) -> None:
@@ -174,6 +178,11 @@ def _open_to(path: Path, group: str) -> None:
     path.chmod(0o660)
 
 
-def _note(opening: asyncio.Future[None]) -> None:
+def _note_opening(opening: asyncio.Future[None]) -> None:
     if not opening.cancelled() and (error := opening.exception()) is not None:
         _log.error("containers without containerd are not served: %s", error)
+
+
+def _note_cleaning(cleaning: asyncio.Future[None]) -> None:
+    if not cleaning.cancelled() and (error := cleaning.exception()) is not None:
+        _log.error("the start-up pass failed", exc_info=error)

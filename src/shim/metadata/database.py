@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -19,6 +20,10 @@ _WAL_LIMIT = 4 << 20  # bytes that the log may keep once it is written back
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# What SQLite says of a full disk, too: when it cannot make a file beside the database, or let it
+# grow.
+_PERHAPS_FULL = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
+_ROOM = 1 << 16  # bytes, below which a disk is full
 
 
 class Database:
@@ -64,6 +69,11 @@ class Database:
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
+
+    def shrink(self) -> None:
+        """Write the log back and give its space back, as far as that can be done now."""
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check(self) -> list[str]:
         """What is wrong with the file, in SQLite's words; empty when it is sound."""
@@ -157,6 +167,14 @@ def _answers(path: Path) -> Iterator[None]:
         primary = code & 0xFF
         if primary in _CORRUPT:
             raise CorruptState(f"the store {path} is damaged: {error}") from error
-        if primary == sqlite3.SQLITE_FULL:
-            raise ResourceExhausted(f"the disk of the store {path} is full") from error
+        if primary == sqlite3.SQLITE_FULL or (primary in _PERHAPS_FULL and _is_full(path)):
+            raise ResourceExhausted(
+                f"the disk of the store {path} is full; remove containers or snapshots, or make it "
+                "larger"
+            ) from error
         raise Unavailable(f"cannot use the store {path}: {error}") from error
+
+
+def _is_full(path: Path) -> bool:
+    disk = os.statvfs(path.parent)
+    return disk.f_bavail * disk.f_frsize < _ROOM

@@ -9,6 +9,8 @@ from shim.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotF
 from shim.metadata.values import Kind, Layer, Orphans, Snapshot
 
 _KEY_LIMIT = 512  # characters
+# Of the layers of images, whose names are what they hold: nobody else may say what that is.
+_DIGESTS = ("sha256:", "sha512:")
 
 _SELECT = """
     SELECT own.key, coalesce(parent.key, ''), own.kind, own.readonly, own.directory
@@ -35,6 +37,16 @@ def check_key(key: str) -> None:
     if not 0 < len(key) <= _KEY_LIMIT or not key.isprintable():
         raise InvalidArgument(
             f"the snapshot key {key[:100]!r} is not valid: up to {_KEY_LIMIT} printable characters"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgument unless `name` may be chosen for a snapshot."""
+    check_key(name)
+    if name.startswith(_DIGESTS):
+        raise InvalidArgument(
+            f"the name {name[:100]!r} is that of an image's layer, which imports alone make: "
+            "choose one that is no digest"
         )
 
 
@@ -88,6 +100,7 @@ def prepare(
     connection: sqlite3.Connection, key: str, parent: str, readonly: bool, directory: int
 ) -> Snapshot:
     """Raises InvalidArgument, AlreadyExists; NotFound, FailedPrecondition for the parent."""
+    check_name(key)
     _check_new(connection, key)
     above = _committed(connection, parent) if parent else None
     _insert(connection, Layer(key, directory), above, Kind.ACTIVE, readonly, held=True)
@@ -105,6 +118,7 @@ def commit(connection: sqlite3.Connection, name: str, key: str) -> Snapshot:
             f"the snapshot {key!r} cannot be committed: it is the root of container {user!r}; "
             "give that another one or none first"
         )
+    check_name(name)
     _check_new(connection, name)
     connection.execute(
         "UPDATE snapshots SET key = ?, kind = ?, readonly = 1 WHERE key = ?",
@@ -130,6 +144,7 @@ def add_image(
             unused.append(layer.directory)
             above = shared
     top = layers[-1]
+    check_name(top.key)
     _check_new(connection, top.key)
     _insert(connection, top, above, Kind.COMMITTED, True, held=True)
     if config:

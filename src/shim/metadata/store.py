@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from shim.errors import FailedPrecondition, InvalidArgument
+from shim.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from shim.metadata import containers, snapshots
 from shim.metadata.database import Database
 from shim.metadata.filters import Filter
+from shim.metadata.reserve import Reserve
 from shim.metadata.values import Container, Layer, Orphans, Snapshot
+
+T = TypeVar("T")
 
 
 def _none_has(id: str) -> bool:
@@ -21,15 +26,17 @@ class Store:
 
     Any thread may call; a call may wait for the disk, and for another call's transaction.
     Everything raises ResourceExhausted for a full disk, Unavailable for a file that cannot be
-    used otherwise, and CorruptState for one that is damaged: nothing has changed then.
+    used otherwise, and CorruptState for one that is damaged: nothing has changed then. What
+    removes something has a reserve of the disk's space (`make_reserve`).
 
     The files are another's (design: a directory is made before a record refers to it, and
     removed after the record has gone). A committed snapshot is held by its name until it is
     removed; an inner layer of an image, until nothing is made from it.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, reserve: Reserve) -> None:
         self._database = database
+        self._reserve = reserve
         with database.reading() as connection:
             self._newest_before = snapshots.last_allocated(connection)
 
@@ -40,7 +47,16 @@ class Store:
         Raises CorruptState for what is no store of this version or an older one, OSError when
         it cannot be made.
         """
-        return cls(Database(path))
+        reserve = Reserve(path.with_name(f"{path.name}-reserve"))
+        try:
+            database = Database(path)
+        except ResourceExhausted:
+            # SQLite has files of its own beside the database, which it makes first.
+            if not reserve.release():
+                raise
+            database = Database(path)
+        reserve.make()
+        return cls(database, reserve)
 
     def close(self) -> None:
         """Close the file. Nothing may be called afterwards."""
@@ -49,6 +65,17 @@ class Store:
     def check(self) -> list[str]:
         """What is wrong with the file, for a reader; empty when it is sound."""
         return self._database.check()
+
+    def make_reserve(self) -> None:
+        """Keep space for removing something, if there is any and it has been used.
+
+        To be called when files have been removed, too: it does nothing otherwise.
+        """
+        self._reserve.make()
+
+    def release_reserve(self) -> None:
+        """Use that space for what has to be written before anything can be removed."""
+        self._reserve.release()
 
     def create_container(self, container: Container) -> Container:
         """Record a container, and return it as it is recorded.
@@ -107,14 +134,18 @@ class Store:
         `has_task` is asked within the transaction, in this thread: it may not block, nor use
         the store. Raises NotFound; FailedPrecondition when it has a task.
         """
-        with self._database.writing() as connection:
+
+        def delete(connection: sqlite3.Connection) -> tuple[int, ...]:
             freed = containers.delete(connection, id)
             if has_task(id):
                 raise FailedPrecondition(f"the container {id!r} has a task; delete that first")
             return freed
 
+        return self._freeing(delete)
+
     def allocate(self) -> int:
         """The number of a directory to be made, never given before."""
+        self._reserve.make()
         with self._database.writing() as connection:
             return snapshots.allocate(connection)
 
@@ -154,8 +185,7 @@ class Store:
 
         Raises NotFound; FailedPrecondition while a container or a snapshot uses it.
         """
-        with self._database.writing() as connection:
-            return snapshots.remove(connection, key)
+        return self._freeing(lambda connection: snapshots.remove(connection, key))
 
     def stat(self, key: str) -> Snapshot:
         """Raises NotFound."""
@@ -186,5 +216,21 @@ class Store:
         Whatever was allocated since this store was opened is left alone, so that other calls
         may go on.
         """
-        with self._database.writing() as connection:
-            return snapshots.free_orphans(connection, present, self._newest_before)
+        newest = self._newest_before
+        return self._freeing(lambda connection: snapshots.free_orphans(connection, present, newest))
+
+    def _freeing(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Have `change` made in a transaction, on a full disk with what is kept for that."""
+        try:
+            with self._database.writing() as connection:
+                return change(connection)
+        except ResourceExhausted:
+            if not self._reserve.release():
+                raise
+        try:
+            with self._database.writing() as connection:
+                return change(connection)
+        finally:
+            # Before somebody else takes it.
+            self._database.shrink()
+            self._reserve.make()

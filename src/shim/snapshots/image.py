@@ -75,7 +75,8 @@ class Defaults:
         """
         if self.user is None:
             raise InvalidArgument(
-                f"the image's user {self.user_name!r} is not in its /etc/passwd; give a user"
+                f"the image's user {self.user_name!r} is not in its /etc/passwd: add "
+                "it there and import the image again"
             )
         process = dict(spec["process"])
         process["args"] = self.args(command)

@@ -16,7 +16,7 @@ from typing import Final
 
 from shim import syscalls as sc
 from shim.errors import AlreadyExists, InvalidArgument, NotFound
-from shim.metadata.snapshots import check_key
+from shim.metadata.snapshots import check_name
 from shim.metadata.values import Kind, Layer, Snapshot
 from shim.snapshots import layers
 from shim.snapshots.image import Defaults, defaults
@@ -144,7 +144,7 @@ class _Import:
     """One import. Raises InvalidArgument for the name, AlreadyExists."""
 
     def __init__(self, snapshotter: Snapshotter, name: str, wishes: Wishes) -> None:
-        check_key(name)
+        check_name(name)
         self._snapshotter = snapshotter
         self._name = name
         self._wishes = wishes

@@ -217,11 +217,22 @@ class Layout:
             source.verify()
             return b"".join(parts)
 
+    def _find(self, path: str) -> int:
+        try:
+            return sc.open_inside(self._directory, path, os.O_PATH)
+        except FileNotFoundError as error:
+            if os.path.islink(f"/proc/self/fd/{self._directory}/{path}"):
+                raise InvalidArgument(
+                    f"{path} is a symbolic link to nothing in the layout, and what is outside is "
+                    "not read: put the file itself there"
+                ) from error
+            raise
+
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
         """A regular file of the layout, borrowed for the block."""
         with _told(path):
-            found = sc.open_inside(self._directory, path, os.O_PATH)
+            found = self._find(path)
             try:
                 if not stat.S_ISREG(os.fstat(found).st_mode):
                     raise InvalidArgument(f"{path} is no regular file")

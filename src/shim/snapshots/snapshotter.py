@@ -69,7 +69,9 @@ class Snapshotter:
         with _telling(f"keep snapshots in {root}"):
             root.mkdir(mode=0o700, exist_ok=True)
             os.chmod(root, 0o700)  # containers' set-uid programs are in it
+            store.release_reserve()  # an attempt with overlay writes
             why_copies = _decide(root)
+            store.make_reserve()
         if why_copies:
             _log.warning("snapshots in %s are plain copies: %s", root, why_copies)
         return cls(root, store, why_copies)
@@ -146,6 +148,7 @@ class Snapshotter:
                 self._remove_directory(number)
             except OSError as error:
                 _log.warning("cannot remove %s: %s", self.root / str(number), error)
+        self.store.make_reserve()
 
     def flush(self) -> None:
         """Wait until all that was written is on the disk, before a record says that it is there."""

@@ -14,7 +14,6 @@ from shim.errors import NotFound, ShimError
 from shim.metadata.values import Container
 from shim.service.bundle import check_id
 from shim.service.container import Container as Task
-from shim.service.host import Host
 from shim.snapshots.imports import Wishes
 from shim.standalone.imports import Step, importing
 from shim.standalone.library import Library
@@ -38,23 +37,23 @@ class Image:
 class Machine:
     """What the services are about. Raises FailedPrecondition, too, for a damaged store."""
 
-    def __init__(self, host: Host, library: Library, tasks: MachineTasks) -> None:
+    def __init__(self, library: Library, tasks: MachineTasks) -> None:
         self.library = library
         self.tasks = tasks
-        self._host = host
         self._store = library.store
 
     async def recover(self) -> None:
-        """Go on after an earlier front; what takes time is done meanwhile."""
+        """Go on after an earlier front."""
         await self.tasks.recover()
-        self._host.later(self._clean())
 
-    async def _clean(self) -> None:
-        """The start-up pass: nothing stays that no record refers to."""
+    async def clean(self) -> None:
+        """The start-up pass, which takes time: nothing stays that no record refers to."""
         try:
             await self.library.files("look for what is left", self.library.snapshots.clean)
+            # In this order: a container has a record before it has a log.
+            logs = set(await self.library.files("look at the logs", os.listdir, places.LOGS))
             known = {container.id for container in await self.containers()}
-            await self.library.files("look at the logs", _remove_logs_but, known)
+            await self.library.files("remove old logs", _remove_all_logs, logs - known)
         except ShimError as error:
             _log.error("what dead processes have left may stay: %s", error)
 
@@ -96,6 +95,7 @@ class Machine:
         freed = await self.library.record("forget the container", delete, id, self.tasks.has_task)
         await self.library.files("remove the snapshot", self.library.snapshots.discard, freed)
         await self.library.files("remove the logs", _remove_logs, places.LOGS / id)
+        await self.library.files("keep space for removing more", self._store.make_reserve)
 
     async def inspect(self, id: str) -> tuple[Container, Task | None]:
         """The container, and its task if it has one. Raises NotFound."""
@@ -125,7 +125,6 @@ def _remove_logs(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_logs_but(ids: set[str]) -> None:
-    for name in os.listdir(places.LOGS):
-        if name not in ids:
-            _remove_logs(places.LOGS / name)
+def _remove_all_logs(names: set[str]) -> None:
+    for name in names:
+        _remove_logs(places.LOGS / name)
