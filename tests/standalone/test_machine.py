@@ -70,6 +70,22 @@ def test_a_front_that_serves_containerd_alone_does_not_load_it() -> None:
     assert done.stdout == b"[]\n"
 
 
+async def test_a_socket_that_somebody_removed_is_made_again(
+    node: StandaloneNode, rootfs: Path, new_id: Callable[[], str]
+) -> None:
+    socket, id = node.start().serve(), new_id()
+    async with Api(socket) as api:
+        await api.import_path("busybox", rootfs)
+        await api.prepare(id, "busybox")
+        await api.create_container(id, ["sleep", "1000"], rootfs=id)
+        pid = await api.create(id)
+        socket.unlink()
+    assert await asyncio.gather(*(asyncio.to_thread(node.serve) for _ in range(3))) == [socket] * 3
+    async with Api(socket) as api:
+        assert (await api.info(id)).pid == pid
+    node.stop()
+
+
 async def test_health_and_reflection(api: Api) -> None:
     health = health_pb2_grpc.HealthStub(api.channel)
     for name in ("", *NAMES):

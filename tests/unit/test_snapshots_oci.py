@@ -224,7 +224,7 @@ def test_nothing_of_a_layout_is_believed(maker, attack):
 def test_a_link_that_leads_out_is_told(maker):
     maker.image([TAR])
     of_layer(link_out)(maker)
-    with pytest.raises(InvalidArgument, match="blobs/sha256/.* symbolic link .* the file itself"):
+    with pytest.raises(InvalidArgument, match=r"blobs/sha256/.* symbolic link .* the file itself"):
         choose(maker)
 
 

@@ -52,6 +52,7 @@ class Standalone:
         self._store = Store(directory / _DIRECTORY)
         self._listener = 0  # the keeper's, as long as it holds it
         self._opening: asyncio.Future[None] | None = None
+        self._reopening = asyncio.Lock()
         self._things = contextlib.AsyncExitStack()
 
     async def recover(self, held: Held) -> None:
@@ -78,12 +79,20 @@ class Standalone:
         Raises FailedPrecondition, also when another host has the library, ResourceExhausted,
         DeadlineExceeded.
         """
-        opening = self._begin()
+        async with self._reopening:
+            if self._is_served() and not places.SOCKET.exists():
+                await self.close()  # nobody finds it any more
+                self._opening = None
+            opening = self._begin()
         await asyncio.wait((opening,), timeout=OPEN_LIMIT)
         if not opening.done():
             raise Unavailable(f"{places.LIBRARY} is in use by another host, or is slow to open")
         opening.result()
         return str(places.SOCKET)
+
+    def _is_served(self) -> bool:
+        opening = self._opening
+        return opening is not None and opening.done() and opening.exception() is None
 
     async def close(self) -> None:
         """Take no more calls, and leave no socket."""
