@@ -71,6 +71,7 @@ class StandaloneNode(Node):
         with door_of(self) as opened:
             door.call(opened, "Stop", host_pb2.StopRequest(force=True), host_pb2.StopResponse)
             assert opened.recv(1) == b""
+        self._reap()
 
     @property
     def keeper(self) -> int:
