@@ -44,7 +44,7 @@ else
     mount --move "$folder/hierarchies" "$CGROUPS"
 fi
 for path in /run/containerd /run/denseshim /run/runc; do
-    mkdir -p "$path"
+    mkdir -p -m 0700 "$path"
     mount -t tmpfs -o mode=0700 densebench "$path"
 done
 mount --make-rshared /

@@ -18,7 +18,7 @@ from tests.containerd.support import command_of
 _PRIVATE = ("/run/containerd", "/run/denseshim", "/run/runc")
 # Ends when its standard input does: with this process at the latest.
 _HOLD = (
-    f"mkdir -p {' '.join(_PRIVATE)} && "
+    f"mkdir -p -m 0700 {' '.join(_PRIVATE)} && "
     + "".join(f"mount -t tmpfs -o mode=0700 denseshim-test {path} && " for path in _PRIVATE)
     + "mount --make-rshared / && echo ready && exec cat"
 )

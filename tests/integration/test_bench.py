@@ -155,7 +155,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing(folder: Path) -> None:
 def test_the_example_brings_all_output_and_prints_percentiles(folder: Path) -> None:
     """Its host has a /run/denseshim of its own, and is stopped in the end."""
     script = f"""
-mkdir -p /run/denseshim && mount -t tmpfs -o mode=0700 example /run/denseshim || exit
+mkdir -p -m 0700 /run/denseshim && mount -t tmpfs -o mode=0700 example /run/denseshim || exit
 {sys.executable} -m benchmarks.examples.thousand --containers 3
 status=$?
 {Path(sys.executable).with_name("denseshim")} host --stop
