@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -296,21 +296,32 @@ def test_commands_on_what_does_not_run(machine: Machine, web: str) -> None:
 def test_events(machine: Machine, new_id: Callable[[], str]) -> None:
     with subprocess.Popen(machine.command("events", "--json"), stdout=subprocess.PIPE) as process:
         try:
-            id = new_id()
-            machine.done("run", "--rm", "--name", id, "busybox", "--", "true")
             assert process.stdout is not None
-            seen: list[str] = []
-            while "exit" not in seen:
-                event = json.loads(process.stdout.readline())
-                seen += [event["type"]] if event["id"] == id else []
+            # Nobody reads this one's events but `events`: once it shows them, it listens.
+            early, id = new_id(), new_id()
+            machine.done("run", "-d", "--name", early, "busybox", "--", "sleep", "1000")
+            assert _types_until("start", early, process.stdout) == ["create", "start"]
+            machine.done("run", "--rm", "--name", id, "busybox", "--", "true")
+            assert _types_until("exit", id, process.stdout) == ["create", "start", "exit"]
         finally:
             process.kill()
-    assert seen == ["create", "start", "exit"]
 
 
-def test_events_end_at_ctrl_c_as_a_shell_has_it(machine: Machine) -> None:
+def _types_until(last: str, id: str, lines: IO[bytes]) -> list[str]:
+    """What is told of the container `id`, up to an event of type `last`."""
+    seen: list[str] = []
+    while last not in seen:
+        event = json.loads(lines.readline())
+        seen += [event["type"]] if event["id"] == id else []
+    return seen
+
+
+def test_events_end_at_ctrl_c_as_a_shell_has_it(
+    machine: Machine, new_id: Callable[[], str]
+) -> None:
     with machine.terminal("events") as terminal:
-        machine.done("run", "--rm", "busybox", "--", "true")
+        # Of a command that waits for the end, the exit might be told before `events` listens.
+        machine.done("run", "-d", "--name", new_id(), "busybox", "--", "true")
         terminal.until(b" exit ")
         terminal.write(b"\x03")
         assert b"Aborted" not in terminal.rest()
