@@ -31,15 +31,20 @@ MISSHAPEN = (CorruptState, AttributeError, KeyError, TypeError, ValueError)
 
 
 class Store:
-    """The state files in one directory, which is made (mode 0700) if it is not there.
+    """The state files in one directory.
+
+    create: make it (mode 0700) if it is not there; who only reads what another one writes does
+        not, since it may be removed at any moment.
 
     One writer at a time. Raises PermissionError for a directory that is a symbolic link, is not
-    ours or is open to others, and OSError if it cannot be made; its parent must exist.
+    ours or is open to others, and OSError if it is not there or cannot be made; its parent must
+    exist.
     """
 
-    def __init__(self, directory: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
+    def __init__(self, directory: Path, *, create: bool = True) -> None:
+        if create:
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(mode=0o700)
         _check_private(directory)
         self._directory = directory
 

@@ -78,10 +78,12 @@ class ContainerRecord:
     Each change is one file, replaced as a whole, so that any moment's death leaves it before or
     after. An event is told before the state that follows from it is written: what dies between
     them finds that it was told, and does not tell it twice.
+
+    create: make the directory if it is not there (see `Store`).
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._store = Store(directory)
+    def __init__(self, directory: Path, *, create: bool = True) -> None:
+        self._store = Store(directory, create=create)
         self.directory = directory
 
     def save(self, facts: Facts, init: Process | None = None) -> None:
