@@ -114,6 +114,33 @@ def test_the_keeper_dies_with_twenty_containers(
     containerd.do("images", "rm", "--sync", IMAGE)
 
 
+PROGRAM = """#!/bin/sh
+echo $$ >"$2.pid"
+exec 5>&-
+cat <&3 >"$2"
+echo read >>"$2"
+exec sleep 1000
+"""
+
+
+def test_logging_programs_end_with_the_keeper(own_containerd: Containerd, tmp_path: Path) -> None:
+    """Once they have read what was written; also one that would not."""
+    containerd, program = own_containerd, tmp_path / "program"
+    program.write_text(PROGRAM)
+    program.chmod(0o700)
+    logs = [tmp_path / name for name in ("init", "exec")]
+    init, exec = (["--log-uri", f"binary://{program}?out={log}"] for log in logs)
+    container = containerd.start_container("sh", "-c", "echo words; sleep 1000", options=init)
+    with client(container.exec_line("sh", "-c", "echo words; sleep 1000", options=exec)):
+        until(lambda: all(log.exists() and log.read_text() for log in logs), "both write")
+        programs = [int(log.with_suffix(".pid").read_text()) for log in logs]
+        kill(Host(containerd).keeper)
+    until(lambda: not any(map(is_alive, programs)), "the end of the programs")
+    assert {log.read_text() for log in logs} == {"words\nread\n"}
+    until(lambda: not _records(containerd), "the end of the record")
+    containerd.do("containers", "rm", container.id)
+
+
 def test_an_id_can_be_used_again_at_once(own_containerd: Containerd) -> None:
     """The next container of that name waits until the last one is removed."""
     containerd = own_containerd

@@ -45,11 +45,19 @@ class LogNames(NamedTuple):
     namespace: str
 
 
+class Identity(NamedTuple):
+    """A process for ever: its pid, and when it began, in ticks since the machine did; or zeros."""
+
+    pid: int = 0
+    began: int = 0
+
+
 class Logger:
     """A logging program that is running, or has ended."""
 
     def __init__(self, child: Spawn) -> None:
         self._child = child
+        self.identity = Identity(child.pid, _began(child.pid))
         self._killing: asyncio.Task[None] | None = None
         child.release()
 
@@ -146,8 +154,40 @@ async def start_logger(
     return logger
 
 
+async def end_left(left: Identity) -> None:
+    """See that the logging program of a dead keeper ends, once what it reads from has.
+
+    Returns when it has ended, which is at once where it is not there any more.
+    """
+    if not left.pid:
+        return
+    try:
+        process = os.pidfd_open(left.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _began(left.pid) != left.began:  # looked at while it is held: pids are given again
+            return
+        for limit, number in ((END_PAUSE, signal.SIGTERM), (TERM_LIMIT, signal.SIGKILL)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit):
+                    await _readable(process)
+                return
+            _log.warning("the logging program %d goes on without its keeper", left.pid)
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                signal.pidfd_send_signal(process, number)
+        await _readable(process)
+    finally:
+        os.close(process)
+
+
 async def _read_byte(descriptor: int) -> bytes:
     """One byte, or none at the end."""
+    await _readable(descriptor)
+    return os.read(descriptor, 1)
+
+
+async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(descriptor, readable.set)
@@ -155,13 +195,24 @@ async def _read_byte(descriptor: int) -> bytes:
         await readable.wait()
     finally:
         loop.remove_reader(descriptor)
-    return os.read(descriptor, 1)
 
 
 def _is_ending(pid: int) -> bool:
     """Whether the child is on its way out, or gone: proc(5), /proc/PID/stat, field 9."""
+    found = _stat(pid)
+    return not found or bool(int(found[6]) & _PF_EXITING)
+
+
+def _began(pid: int) -> int:
+    """Field 22; 0 for one that is gone."""
+    found = _stat(pid)
+    return int(found[19]) if found else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields from the third on; [] for a process that is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return bool(int(text.rpartition(")")[2].split()[6]) & _PF_EXITING)
+        return []
+    return text.rpartition(")")[2].split()

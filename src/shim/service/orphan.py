@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shim.errors import ShimError
 from shim.mounts import unmount_all
 from shim.service.host import FILE_LIMIT, Home
+from shim.service.logger import Identity, end_left
 from shim.service.members import Members
 from shim.service.record import Facts
 
@@ -24,13 +27,22 @@ class Orphan:
 
     `pid` is that of its init process; `cleared` is set when its processes and mounts are gone,
     or would not go.
+
+    init, execs: what `Process.to_state` has given. Raises KeyError or TypeError for what has not.
     """
 
-    def __init__(self, home: Home, facts: Facts, pid: int) -> None:
+    def __init__(
+        self,
+        home: Home,
+        facts: Facts,
+        init: Mapping[str, Any],
+        execs: Sequence[Mapping[str, Any]],
+    ) -> None:
         self.home = home
         self.facts = facts
-        self.pid = pid
+        self.pid = int(init["pid"])
         self.cleared = asyncio.Event()
+        self._loggers = [Identity(*process.get("logger", ())) for process in (init, *execs)]
 
     async def clear(self) -> None:
         """Kill the processes and free the mounts, without the runtime, which takes longer."""
@@ -42,6 +54,13 @@ class Orphan:
             _log.error("container %s cannot be cleared away: %s", self.facts.id, error)
         finally:
             self.cleared.set()
+
+    async def end_loggers(self) -> None:
+        """Let the logging programs read what is left, and see that they end.
+
+        Their streams have ended with the keeper and with the container's processes.
+        """
+        await asyncio.gather(*map(end_left, self._loggers))
 
     async def _unmount(self) -> None:
         rootfs = Path(self.facts.bundle) / "rootfs"

@@ -129,6 +129,7 @@ class Process:
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": [*user.additional_gids]},
             "paths": vars(self.paths),
             "streams": self.stdio.to_state(),
+            "logger": [*self.stdio.logger],
             "input_closed": self.stdio.input_closed,
             "request": self.request,
             "exit": [self.exit.status, self.exit.time] if self.exit and self.over.done() else None,

@@ -17,7 +17,7 @@ from shim.errors import InvalidArgument
 from shim.keeper.client import Held, KeeperClient, LogPlace, Stream
 from shim.keeper.records import Flag
 from shim.model import Stdio
-from shim.service.logger import Logger, LogNames, start_logger
+from shim.service.logger import Identity, Logger, LogNames, start_logger
 from shim.stdio import (
     Descriptors,
     FoundFifo,
@@ -75,6 +75,11 @@ class ProcessStdio:
     def to_state(self) -> dict[str, int]:
         """The ids, from which `adopt` finds everything again."""
         return self.ids
+
+    @property
+    def logger(self) -> Identity:
+        """The logging program, for who finds it without its keeper."""
+        return self._logger.identity if self._logger else Identity()
 
     def add(self, name: str, stream: Stream) -> None:
         """A stream has begun."""

@@ -131,7 +131,8 @@ class Tasks:
         if (orphan := record.load_orphan()) is not None:
             home = Home(self._host, record, Silence(), Commands(self._host.keeper))
             facts = Facts.from_state(orphan["facts"])
-            left = Orphan(home, facts, int(orphan["init"]["pid"]))
+            execs = [one["process"] for one in record.load_execs()]
+            left = Orphan(home, facts, orphan["init"], execs)
             self._orphans[_key_of(facts)] = left
             self._occupy(_key_of(facts), 0, self._remove(left))
         elif (state := record.load()) is not None:
@@ -169,6 +170,7 @@ class Tasks:
         try:
             if orphan.facts.created:
                 await orphan.clear()
+            await orphan.end_loggers()
             async with self._removals:
                 await remove_left(home, orphan.facts)
         except (ShimError, OSError) as error:
