@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -231,6 +232,29 @@ def test_a_front_s_death_is_not_seen(machine: Machine) -> None:
         process.terminate()
         output, _ = process.communicate(timeout=PATIENCE)
     assert (output, process.returncode) == (b"bye\n", 5)
+    assert machine.json("ps", "-a", "--json") == []
+
+
+def test_many_attached_commands_while_fronts_die(machine: Machine) -> None:
+    """Each has the whole output of its own container, and its status."""
+    numbers = range(8)
+    with contextlib.ExitStack() as stack:
+        commands = []
+        for number in numbers:
+            script = f"trap 'seq 20000; exit {40 + number}' TERM; echo ready; {LOOP}"
+            run = running(machine, "run", "--rm", "busybox", *sh(script))
+            commands.append(stack.enter_context(run))
+        for _ in range(3):
+            machine.kill_front()
+            machine.done("ps")  # the next one serves
+        for command in commands:
+            command.terminate()
+        machine.kill_front()
+        with ThreadPoolExecutor(len(numbers)) as pool:
+            done = [*pool.map(lambda command: command.communicate(timeout=PATIENCE), commands)]
+        expected = b"".join(b"%d\n" % number for number in range(1, 20001))
+        assert [output == expected for output, _ in done] == [True for _ in numbers]
+        assert [command.returncode for command in commands] == [40 + number for number in numbers]
     assert machine.json("ps", "-a", "--json") == []
 
 

@@ -17,8 +17,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from shim._pb.containerd.v1.snapshot import snapshot_pb2
 from shim._pb.containerd.v1.types import types_pb2
 from shim._pb.denseshim.machine.v1 import machine_pb2 as pb
+from shim.errors import FailedPrecondition, Unavailable
 from shim.snapshots.image import Defaults
 from tests.integration.support import until
 from tests.standalone.support import Api, StandaloneNode, refused
@@ -29,6 +31,7 @@ NAMES = {
     "containerd.v1.snapshot.Snapshot",
     "denseshim.machine.v1.Machine",
 }
+LIBRARY = "/var/lib/denseshim"
 # Prints what became of a call: at once hung up on, or answered.
 CALL = """
 import os, sys
@@ -83,6 +86,18 @@ async def test_a_socket_that_somebody_removed_is_made_again(
     assert await asyncio.gather(*(asyncio.to_thread(node.serve) for _ in range(3))) == [socket] * 3
     async with Api(socket) as api:
         assert (await api.info(id)).pid == pid
+    node.stop()
+
+
+def test_a_socket_that_cannot_be_made(node: StandaloneNode) -> None:
+    """It is told what is in the way; once that is gone, it can."""
+    in_the_way = node.start().inside("/run/denseshim.sock")
+    in_the_way.mkdir()
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="/run/denseshim.sock"):
+            node.serve()
+    in_the_way.rmdir()
+    assert node.serve().is_socket()
     node.stop()
 
 
@@ -153,9 +168,7 @@ async def test_a_full_disk_is_emptied_by_removing_things(
     node: StandaloneNode, rootfs: Path, new_id: Callable[[], str]
 ) -> None:
     """Also by a host that has begun on it."""
-    place = "/var/lib/denseshim"
-    done = node.run("sh", "-c", f"mkdir {place} && mount -t tmpfs -o size=16m denseshim {place}")
-    assert done.returncode == 0, done.stderr
+    small_library(node)
     try:
         ids = [new_id(), new_id()]
         async with Api(node.start().serve()) as api:
@@ -177,7 +190,14 @@ async def test_a_full_disk_is_emptied_by_removing_things(
             assert reserve.stat().st_blocks * 512 == 1 << 20
         node.stop()
     finally:
-        assert node.run("umount", "-l", place).returncode == 0
+        assert node.run("umount", "-l", LIBRARY).returncode == 0
+
+
+def small_library(node: StandaloneNode) -> None:
+    """A disk of 16 MiB; who has asked for it unmounts it."""
+    mount = f"mkdir {LIBRARY} && mount -t tmpfs -o size=16m denseshim {LIBRARY}"
+    done = node.run("sh", "-c", mount)
+    assert done.returncode == 0, done.stderr
 
 
 def files_of(node: StandaloneNode, mounts: list[types_pb2.Mount]) -> Path:
@@ -195,6 +215,65 @@ def fill(path: Path) -> None:
 def _write_on(file: io.FileIO) -> None:
     while True:
         file.write(bytes(4096))
+
+
+async def test_a_commit_on_a_full_disk_changes_nothing(
+    node: StandaloneNode, rootfs: Path
+) -> None:
+    small_library(node)
+    try:
+        async with Api(node.start().serve()) as api:
+            await api.import_path("busybox", rootfs)
+            keys = [f"work-{number}" for number in range(100)]
+            for key in keys:
+                await api.prepare(key, "busybox")
+            fill(node.library / "filler")
+            done_keys = []
+            async with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "metadata.db is full"):
+                for key in keys:
+                    await commit(api, key)
+                    done_keys.append(key)
+            listed = {info.name async for message in api.snapshots.List(snapshot_pb2.ListRequest())
+                      for info in message.info}  # fmt: skip
+            kept = {f"done-{key}" for key in done_keys}
+            assert listed == {"busybox", *kept, *keys[len(done_keys) :]}
+            (node.library / "filler").unlink()
+            await commit(api, keys[len(done_keys)])
+        node.stop()
+    finally:
+        assert node.run("umount", "-l", LIBRARY).returncode == 0
+
+
+async def commit(api: Api, key: str) -> None:
+    await api.snapshots.Commit(snapshot_pb2.CommitRequest(name=f"done-{key}", key=key))
+
+
+async def test_two_hosts_that_want_one_library(
+    node: StandaloneNode, rootfs: Path, tmp_path: Path
+) -> None:
+    """The second one is told, and has it once the first has ended."""
+    other = StandaloneNode()
+    try:
+        share_library(tmp_path, node, other)
+        async with Api(node.start().serve()) as api:
+            await api.import_path("busybox", rootfs)
+        other.start()
+        with pytest.raises(Unavailable, match=f"{LIBRARY} is in use by another host"):
+            await asyncio.to_thread(other.serve)
+        node.stop()
+        async with Api(other.serve()) as api:
+            assert (await api.machine.Image(pb.ImageRequest(name="busybox"))).name == "busybox"
+        other.stop()
+        for machine in (node, other):
+            assert machine.run("umount", LIBRARY).returncode == 0
+    finally:
+        other.close()
+
+
+def share_library(path: Path, *machines: StandaloneNode) -> None:
+    for machine in machines:
+        done = machine.run("sh", "-c", f"mkdir {LIBRARY} && mount --bind {path} {LIBRARY}")
+        assert done.returncode == 0, done.stderr
 
 
 async def test_inspect(api: Api, image: str, new_id: Callable[[], str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import grpc
 import pytest
 
 from shim import door
+from shim._pb.containerd.v1.containers import containers_pb2
+from shim._pb.containerd.v1.snapshot import snapshot_pb2
 from shim._pb.containerd.v1.types import types_pb2
 from shim._pb.denseshim.host.v1 import host_pb2
 from shim._pb.denseshim.machine.v1 import machine_pb2
 from shim.errors import FailedPrecondition
-from tests.integration.support import Gate, is_alive, until
+from tests.integration.support import Gate, front_of, is_alive, until
 from tests.standalone.support import (
     CREATE,
     EXIT,
@@ -130,6 +133,38 @@ async def test_a_deletion_that_is_cut_is_finished(
         async with refused(grpc.StatusCode.NOT_FOUND):
             await api.info(id)
         await api.delete_container(id)
+
+
+async def test_a_commit_and_a_removal_are_done_or_not(
+    socket: Path, node: StandaloneNode, rootfs: Path, new_id: NewId
+) -> None:
+    """The front dies as soon as it has them, a little later each time."""
+    ids = [new_id() for _ in range(8)]
+    async with Api(socket) as api:
+        await api.import_path("busybox", rootfs)
+        for id in ids:
+            await api.prepare(id, "busybox")
+            await api.create_container(id, SLEEP, rootfs=id)
+            await api.prepare(f"work-{id}", "busybox")
+    for number, id in enumerate(ids):
+        front = await asyncio.to_thread(lambda: front_of(node.keeper))
+        async with Api(socket) as api:
+            commit = snapshot_pb2.CommitRequest(name=f"done-{id}", key=f"work-{id}")
+            calls = [api.snapshots.Commit(commit), asyncio.ensure_future(api.delete_container(id))]
+            await asyncio.wait(map(asyncio.ensure_future, calls), timeout=number * 0.002)
+            os.kill(front, signal.SIGKILL)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        async with Api(socket) as api:
+            left = {info.name async for message in api.snapshots.List(snapshot_pb2.ListRequest())
+                    for info in message.info}  # fmt: skip
+            listed = await api.containers.List(containers_pb2.ListContainersRequest())
+            there = id in [container.id for container in listed.containers]
+            assert len(left & {f"done-{id}", f"work-{id}"}) == 1
+            assert (id in left) == there
+            committed, deleted = (not isinstance(answer, BaseException) for answer in answers)
+            assert f"done-{id}" in left or not committed
+            assert not (there and deleted)
+            assert list((await api.machine.Check(machine_pb2.CheckRequest())).problems) == []
 
 
 async def test_an_import_that_is_cut_leaves_nothing(

@@ -27,6 +27,8 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 CLIENTS = 50
+# Asks for more memory at once than a container of 16 MiB may have.
+HOG = ("dd", "if=/dev/zero", "of=/dev/null", "bs=100M")
 
 
 async def running(api: Api, image: str, id: str, *command: str, **more: Any) -> int:
@@ -107,6 +109,23 @@ async def test_every_reader_gets_every_event(api: Api, image: str, new_id: NewId
             await asyncio.gather(first.wait_for(EXIT, pid), second.wait_for(EXIT, pid))
             assert first.of(late) == second.of(late) == [CREATE, START, EXIT]
             assert second.of(early) == []
+
+
+async def test_out_of_memory(api: Api, image: str, new_id: NewId) -> None:
+    """It is told before the exit that it has caused."""
+    id = new_id()
+    wanted = spec_of(id, HOG)
+    limited = json.loads(wanted.value)
+    limited["linux"]["resources"]["memory"] = {"limit": 16 << 20}
+    wanted.value = json.dumps(limited).encode()
+    await api.prepare(id, image)
+    container = containers_pb2.Container(id=id, rootfs=id, spec=wanted)
+    await api.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+    async with api.events() as events:
+        pid = await api.create(id)
+        await api.start(id)
+        assert (await events.wait_for(EXIT, pid)).exit_status == 128 + signal.SIGKILL
+        assert events.of(id) == [CREATE, START, types_pb2.Event.OOM, EXIT]
 
 
 async def test_streams(api: Api, image: str, new_id: NewId, tmp_path: Path) -> None:
