@@ -15,7 +15,7 @@ cdef enum:
     NEARLY_FULL = 48 << 10     # bytes in a small pipe whose writer may have to wait
     FULL_TURNS = 8             # consecutive turns that filled a small pipe before it grows
     HOT_LOOKS = 50             # looks that are counted together
-    HOT_WINDOW = 2500 * MICROSECOND    # in which so many are too many: 20,000 a second
+    HOT_WINDOW = 1667 * MICROSECOND    # in which so many are too many: 30,000 a second
     BULK_WINDOW = 10 * MILLISECOND     # the same, where they move BULK each: 5,000 a second
     BULK = 16 << 10            # bytes
     HOT_TIME = 100 * MILLISECOND    # after which it has to show again

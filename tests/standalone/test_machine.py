@@ -94,7 +94,7 @@ def test_a_socket_that_cannot_be_made(node: StandaloneNode) -> None:
     in_the_way = node.start().inside("/run/denseshim.sock")
     in_the_way.mkdir()
     for _ in range(2):
-        with pytest.raises(FailedPrecondition, match="/run/denseshim.sock"):
+        with pytest.raises(FailedPrecondition, match=r"/run/denseshim.sock"):
             node.serve()
     in_the_way.rmdir()
     assert node.serve().is_socket()
