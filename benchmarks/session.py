@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +82,10 @@ class Session:
     def close(self) -> None:
         """End it all."""
         self._undo.close()
+
+    def at_end(self, close: Callable[[], object]) -> None:
+        """Call this when the session ends, before anything of it has."""
+        self._undo.callback(close)
 
     def new_id(self) -> str:
         """An id that no other container of this machine has."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary
 
 from benchmarks.claims import Claim, Kind
 from benchmarks.load import PUMP, Gate, Pump
@@ -101,7 +101,7 @@ class Writers:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for _ in pool.map(start, fifos, phases):
                     pass
-            finalize(self, undo.pop_all().close)
+            session.at_end(undo.pop_all().close)
 
     def write(self) -> list[float]:
         """Let each write its lines; how old each was when it was read, in seconds."""
