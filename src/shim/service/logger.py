@@ -157,7 +157,7 @@ async def start_logger(
 async def end_left(left: Identity) -> None:
     """See that the logging program of a dead keeper ends, once what it reads from has.
 
-    Returns when it has ended, which is at once where it is not there any more.
+    Returns when it has ended, or has been killed; at once where it is not there any more.
     """
     if not left.pid:
         return
@@ -176,7 +176,6 @@ async def end_left(left: Identity) -> None:
             _log.warning("the logging program %d goes on without its keeper", left.pid)
             with contextlib.suppress(ProcessLookupError):  # it has ended just now
                 signal.pidfd_send_signal(process, number)
-        await _readable(process)
     finally:
         os.close(process)
 
